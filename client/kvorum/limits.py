@@ -1,0 +1,46 @@
+"""Every limit of kvorum, on one page, for both sides of the wire.
+
+A request beyond a limit is refused with `LimitExceeded`, which names the limit,
+its maximum and the actual size. Nothing is ever cut to fit. Units are the last
+word of each name; sizes count the bytes as stored, after the client's codec.
+"""
+
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# What a user stores.
+MAX_KEY_BYTES: Final = 8 * KIB
+MAX_VALUE_BYTES: Final = 25 * MIB
+MAX_TRANSACTION_OPERATIONS: Final = 1024
+"""Checks and the operations of both branches, counted together."""
+MAX_TRANSACTION_BYTES: Final = 32 * MIB
+
+# What a list returns.
+MAX_PAGE_RECORDS: Final = 10_000
+MAX_PAGE_BYTES: Final = 4 * MIB
+"""A page ends once it holds this much; a single larger record is a page alone."""
+DEFAULT_PAGE_RECORDS: Final = 1_000
+
+# Integers that `add` keeps.
+MIN_INTEGER: Final = -(2**63)
+MAX_INTEGER: Final = 2**63 - 1
+
+# What travels.
+MAX_MESSAGE_BYTES: Final = 40 * MIB
+"""A gRPC message: the largest transaction with room for its framing."""
+MAX_BATCH_BYTES: Final = 1 * MIB
+"""Where a batch (of calls, of commands in a log entry, of entries in a message) stops growing."""
+MAX_BATCH_CALLS: Final = 1024
+
+# What a node keeps in memory for its clients; beyond it answers `Overloaded`.
+MAX_UNCOMMITTED_BYTES: Final = 128 * MIB
+MAX_SESSION_CALLS: Final = 8192
+"""Calls under way on one session stream before the node stops reading from it."""
+
+# Time.
+DEFAULT_TIMEOUT_SECONDS: Final = 10.0
+"""Of a client call, all its retries included."""
+MAX_CALL_TIMEOUT_MS: Final = 30_000
+"""How long a node works on a call at most."""

@@ -1,0 +1,71 @@
+"""The engine: an ordered map on a disk, and the one rule about losing power.
+
+    write(batch)    atomic: all of the batch or none of it, seen by every read that follows
+    sync()          what was written before the call survives a crash
+
+A crash loses a suffix of the writes since the last sync: never a part of a
+batch, never one batch but not a later one. A node opens two engines, one for
+the Raft log and one for the state that the log produces; storage/rocks.py says
+how each of them keeps the rule, storage/memory.py is the model of it.
+
+Everything but `sync` is called from one thread. `sync` may run in another
+thread meanwhile, and is the only call that waits for the disk.
+"""
+
+from collections.abc import Iterator
+from enum import Enum
+from typing import Protocol
+
+
+class Family(Enum):
+    """A separate ordered key space within an engine; layout.py draws what each one holds."""
+
+    LOG = "log"
+    DATA = "data"
+    META = "meta"
+
+
+class Batch:
+    """Writes that happen together. Used once."""
+
+    __slots__ = ("deletes", "puts", "range_deletes")
+
+    def __init__(self) -> None:
+        self.puts: list[tuple[Family, bytes, bytes]] = []
+        self.deletes: list[tuple[Family, bytes]] = []
+        self.range_deletes: list[tuple[Family, bytes, bytes]] = []
+
+    def put(self, family: Family, key: bytes, value: bytes) -> None:
+        self.puts.append((family, key, value))
+
+    def delete(self, family: Family, key: bytes) -> None:
+        self.deletes.append((family, key))
+
+    def delete_range(self, family: Family, start: bytes, end: bytes) -> None:
+        """Delete the keys from start (included) to end (excluded)."""
+        self.range_deletes.append((family, start, end))
+
+
+class Engine(Protocol):
+    def get(self, family: Family, key: bytes) -> bytes | None:
+        """The value of the key, or None."""
+
+    def scan(
+        self, family: Family, start: bytes, end: bytes | None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values from start (included) to end (excluded; None is beyond the last).
+
+        Sees the state at the call, whatever is written while it runs.
+        """
+
+    def write(self, batch: Batch) -> None:
+        """Apply the batch: first its range deletes, then its deletes, then its puts."""
+
+    def sync(self) -> None:
+        """Return once everything written before the call is on the disk."""
+
+    def size_bytes(self) -> int:
+        """About how much disk (or memory) the engine takes."""
+
+    def close(self) -> None:
+        """Release the engine. Does not imply a sync."""
