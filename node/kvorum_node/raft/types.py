@@ -67,3 +67,43 @@ class Configuration:
 def node_name(node: NodeId) -> str:
     """`n1` for 1: nodes are written with an n, everywhere."""
     return f"n{node}"
+
+
+class ProposalRefused(Exception):
+    """The core did not take the proposal or the read: it is not in the log, and never will be."""
+
+
+class NotLeading(ProposalRefused):
+    """Only a leader takes proposals and reads, and not while it hands leadership over."""
+
+
+class TooManyUncommitted(ProposalRefused):
+    """The followers do not keep up; taking more would only fill the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How one member behaves. Durations are in ticks; the host decides how long a tick is."""
+
+    election_ticks: int = 20
+    """Without a word from a leader for this long, a member may stand for election."""
+
+    heartbeat_ticks: int = 2
+
+    max_append_bytes: int = 1 << 20
+    """Entries in one message: this much data, or one larger entry."""
+
+    max_inflight_messages: int = 64
+    max_inflight_bytes: int = 64 << 20
+    """The window per follower: what may be on its way unacknowledged."""
+
+    max_uncommitted_bytes: int = 128 << 20
+    max_apply_bytes: int = 4 << 20
+    """Committed entries in one Ready, so that applying a long backlog leaves room for the rest."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.heartbeat_ticks * 3 <= self.election_ticks:
+            raise ValueError(
+                f"election_ticks ({self.election_ticks}) must be at least 3 heartbeat_ticks"
+                f" ({self.heartbeat_ticks}): one lost heartbeat must not cost an election"
+            )

@@ -1,0 +1,353 @@
+"""The Raft core: one member of one group, as a function from inputs to effects.
+
+Inputs: `step` (a message arrived), `tick` (time passed), `propose`, `read_index`,
+`transfer_leadership`, `report_unreachable`. Effects: `ready()` returns all of
+them as one value, and the host reports back with `advance(ready)`. In between
+the core waits for nothing and knows nothing of clocks, sockets and disks.
+
+What a member does depends on its role and on the message: that is the table
+`HANDLERS`. The roles are in follower.py, candidate.py and leader.py, each with
+the state that only it needs; here is what they share: the term, the vote, the log.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvorum_node.raft import candidate, follower, leader
+from kvorum_node.raft.candidate import Candidate
+from kvorum_node.raft.follower import Follower
+from kvorum_node.raft.leader import Leader
+from kvorum_node.raft.log import LogReader, RaftLog
+from kvorum_node.raft.messages import (
+    AppendEntries,
+    AppendEntriesReply,
+    Heartbeat,
+    HeartbeatReply,
+    Message,
+    RequestVote,
+    RequestVoteReply,
+    TimeoutNow,
+)
+from kvorum_node.raft.read_index import ReadState
+from kvorum_node.raft.types import (
+    Configuration,
+    Entry,
+    EntryKind,
+    HardState,
+    Index,
+    NodeId,
+    NotLeading,
+    Position,
+    Settings,
+    Term,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """All that the host has to do now, in the order of the fields.
+
+    The law: `messages` may leave at once. `hard_state` and `entries` are written as
+    one, and fsynced if `must_sync`, before a single one of `promises` leaves: a vote
+    or an acknowledgement that a crash could take back would break the protocol. Then
+    `committed` is applied, `reads` are answered as far as the state has reached their
+    index, and `advance` is called. The next Ready is taken after that.
+    """
+
+    messages: tuple[Message, ...]
+    """A leader's appends and heartbeats: they promise nothing, so they need not wait."""
+
+    hard_state: HardState | None
+    """Replaces the stored one, if set."""
+
+    entries: tuple[Entry, ...]
+    """Replace whatever the stored log has at or after the first of them."""
+
+    must_sync: bool
+    """Set unless there are no entries, and the hard state differs by its commit index alone."""
+
+    promises: tuple[Message, ...]
+    """Votes, acknowledgements and requests that rest on what was just written."""
+
+    committed: tuple[Entry, ...]
+    """To apply, in order; each is handed out once, after it is in `entries` or was before."""
+
+    reads: tuple[ReadState, ...]
+
+
+class Raft:
+    """One member. Not thread-safe; `randint(low, high)` is its only source of chance."""
+
+    def __init__(
+        self,
+        node: NodeId,
+        configuration: Configuration,
+        log: LogReader,
+        *,
+        hard_state: HardState,
+        applied: Index,
+        randint: Callable[[int, int], int],
+        settings: Settings | None = None,
+    ) -> None:
+        self.node = node
+        self.configuration = configuration
+        self.settings = settings or Settings()
+        self.term = hard_state.term
+        self.vote = hard_state.vote
+        self.log = RaftLog(log, committed=max(hard_state.commit, applied), applied=applied)
+        self.role: Follower | Candidate | Leader = Follower()
+        self.election_timeout = 0
+        self.reads: list[ReadState] = []
+        self._randint = randint
+        self._written = hard_state
+        self._messages: list[Message] = []
+        self._promises: list[Message] = []
+        self._awaits_advance = False
+        self.reset_election_timeout()
+
+    # What the host may ask.
+
+    @property
+    def leader(self) -> NodeId | None:
+        """The leader of the current term, as far as this member knows."""
+        match self.role:
+            case Follower(leader=known):
+                return known
+            case Leader():
+                return self.node
+            case Candidate():
+                return None
+
+    @property
+    def hard_state(self) -> HardState:
+        return HardState(self.term, self.vote, self.log.committed)
+
+    # Inputs.
+
+    def tick(self) -> None:
+        """Let one unit of time pass."""
+        match self.role:
+            case Follower():
+                follower.tick(self, self.role)
+            case Candidate():
+                candidate.tick(self, self.role)
+            case Leader():
+                leader.tick(self, self.role)
+
+    def step(self, message: Message) -> None:
+        """Take in a message from another member.
+
+        The term decides first (section 5.1): a newer one makes a follower of
+        everybody, an older one is not listened to.
+        """
+        if message.recipient != self.node:
+            raise AssertionError(f"{message} has reached n{self.node}")
+        if message.term > self.term:
+            if self._disregards(message):
+                return
+            if not _is_hypothetical(message):
+                self.become_follower(message.term, _leader_by(message))
+        elif message.term < self.term:
+            self._answer_outdated(message)
+            return
+        handler = HANDLERS.get((type(self.role), type(message)))
+        if handler is not None:
+            handler(self, self.role, message)
+
+    def propose(self, data: bytes, kind: EntryKind = EntryKind.COMMANDS) -> Position:
+        """Append an entry as the leader; returns where it stands.
+
+        It is committed if that position is ever handed out to be applied.
+
+        Raises:
+            NotLeading, TooManyUncommitted: nothing was appended.
+        """
+        return leader.propose(self, self._leading(), data, kind)
+
+    def read_index(self, request: int) -> None:
+        """Ask for a linearizable read: Ready.reads will hold the request, unless the role is lost.
+
+        Raises:
+            NotLeading
+        """
+        self._leading().reads.add(request)
+
+    def transfer_leadership(self, target: NodeId) -> None:
+        """Bring the target up to date, and let it stand for election (dissertation, 3.10).
+
+        Proposals are refused meanwhile. Given up after an election time-out.
+
+        Raises:
+            NotLeading
+            ValueError: the target is no other voter.
+        """
+        leader.transfer(self, self._leading(), target)
+
+    def report_unreachable(self, node: NodeId) -> None:
+        """Messages to the node were probably lost."""
+        if isinstance(self.role, Leader) and node in self.role.progress:
+            self.role.progress[node].unreachable()
+
+    # Effects.
+
+    def has_ready(self) -> bool:
+        """Whether `ready` would hold anything."""
+        return bool(
+            self._messages
+            or self._promises
+            or self.reads
+            or self.log.has_untaken
+            or self.hard_state != self._written
+            or self.log.applied < self.log.committed
+            or (isinstance(self.role, Leader) and leader.has_work(self, self.role))
+        )
+
+    def ready(self) -> Ready:
+        """Take all effects since the last one."""
+        if self._awaits_advance:
+            raise AssertionError("advance must follow ready before the next one")
+        self._awaits_advance = True
+        if isinstance(self.role, Leader):
+            leader.send_what_is_due(self, self.role)
+        hard_state, written = self.hard_state, self._written
+        entries = self.log.take_unstable()
+        ready = Ready(
+            messages=tuple(self._messages),
+            hard_state=None if hard_state == written else hard_state,
+            entries=entries,
+            must_sync=bool(entries)
+            or (hard_state.term, hard_state.vote) != (written.term, written.vote),
+            promises=tuple(self._promises),
+            committed=tuple(
+                self.log.entries(
+                    Index(self.log.applied + 1),
+                    self.settings.max_apply_bytes,
+                    high=Index(self.log.committed + 1),
+                )
+            ),
+            reads=tuple(self.reads),
+        )
+        self._written = hard_state
+        self._messages.clear()
+        self._promises.clear()
+        self.reads.clear()
+        return ready
+
+    def advance(self, ready: Ready) -> None:
+        """The host has done all that the Ready asked for."""
+        if not self._awaits_advance:
+            raise AssertionError("advance without a ready")
+        self._awaits_advance = False
+        if ready.committed:
+            self.log.applied = ready.committed[-1].index
+        if ready.entries:
+            self.log.stable(ready.entries[-1])
+            if isinstance(self.role, Leader):
+                leader.advance_commit(self, self.role)
+
+    # What the roles share.
+
+    def send(self, message: Message) -> None:
+        """Let a message leave at once: it must not rest on anything that is not yet written."""
+        self._messages.append(message)
+
+    def promise(self, message: Message) -> None:
+        """Let a message leave once everything up to now is on the disk."""
+        self._promises.append(message)
+
+    def become_follower(self, term: Term, leader: NodeId | None) -> None:
+        if term > self.term:
+            self.term, self.vote = term, None
+        self.role = Follower(leader)
+        self.reset_election_timeout()
+
+    def reset_election_timeout(self) -> None:
+        """Draw how long to wait before the next candidacy (section 5.2).
+
+        A follower waits 1.1 to 1.5 election time-outs: above 1, so that the others'
+        leases have run out when the first one stands, and not up to 2, so that a lost
+        leader is replaced within 2. A candidate that neither wins nor loses knows of
+        no leader whom haste could harm, and waits 0.2 to 0.5.
+        """
+        ticks = self.settings.election_ticks
+        if isinstance(self.role, Candidate):
+            self.election_timeout = self._randint(max(1, ticks // 5), max(2, ticks // 2))
+        else:
+            self.election_timeout = self._randint(ticks + max(1, ticks // 10), ticks + ticks // 2)
+
+    def _leading(self) -> Leader:
+        if not isinstance(self.role, Leader) or self.role.transfer is not None:
+            raise NotLeading
+        return self.role
+
+    def _disregards(self, message: Message) -> bool:
+        """Whether a request for a vote comes while the leader is well (dissertation, 4.2.3).
+
+        A member that was cut off, or removed, must not unseat a leader whom the
+        majority hears.
+        """
+        if not isinstance(message, RequestVote) or message.transfer:
+            return False
+        match self.role:
+            case Follower(leader=known, elapsed=elapsed):
+                return known is not None and elapsed < self.settings.election_ticks
+            case Leader():
+                return True  # it checks its quorum itself
+            case Candidate():
+                return False
+
+    def _answer_outdated(self, message: Message) -> None:
+        """Tell the sender of an older term about the current one, where silence would block.
+
+        A leader of an older term steps down by it, or else a member at a higher term
+        could never follow it; a pre-candidate catches up, or else a longer log at a
+        lower term would never win.
+        """
+        match message:
+            case AppendEntries() | Heartbeat():
+                self.promise(
+                    HeartbeatReply(sender=self.node, recipient=message.sender, term=self.term)
+                )
+            case RequestVote(pre=True):
+                self.promise(
+                    RequestVoteReply(
+                        sender=self.node,
+                        recipient=message.sender,
+                        term=self.term,
+                        granted=False,
+                        pre=True,
+                    )
+                )
+            case _:
+                pass
+
+
+def _is_hypothetical(message: Message) -> bool:
+    """Whether the message's term is one that nobody has entered yet."""
+    match message:
+        case RequestVote(pre=True) | RequestVoteReply(pre=True, granted=True):
+            return True
+        case _:
+            return False
+
+
+def _leader_by(message: Message) -> NodeId | None:
+    """The leader of the message's term, if the message tells."""
+    return message.sender if isinstance(message, AppendEntries | Heartbeat) else None
+
+
+# (role, message) -> handler. What is not in the table is of no interest to the role:
+# an answer that comes too late.
+HANDLERS: dict[tuple[type, type], Callable[..., None]] = {
+    (Follower, RequestVote): candidate.answer_request,
+    (Candidate, RequestVote): candidate.answer_request,
+    (Leader, RequestVote): candidate.answer_request,
+    (Follower, AppendEntries): follower.on_append_entries,
+    (Candidate, AppendEntries): candidate.on_leader_appeared,
+    (Follower, Heartbeat): follower.on_heartbeat,
+    (Candidate, Heartbeat): candidate.on_leader_appeared,
+    (Follower, TimeoutNow): follower.on_timeout_now,
+    (Candidate, RequestVoteReply): candidate.on_request_vote_reply,
+    (Leader, AppendEntriesReply): leader.on_append_entries_reply,
+    (Leader, HeartbeatReply): leader.on_heartbeat_reply,
+}

@@ -1,0 +1,247 @@
+"""The leader: appends, replicates, commits, and makes sure that it still leads.
+
+Nothing is sent when an input arrives: `send_what_is_due` sends when the host takes
+the next Ready, so that all that arrived meanwhile travels together.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from kvorum_node.raft.log import Compacted
+from kvorum_node.raft.messages import (
+    AppendEntries,
+    AppendEntriesReply,
+    Heartbeat,
+    HeartbeatReply,
+    TimeoutNow,
+)
+from kvorum_node.raft.progress import Inflight, Progress
+from kvorum_node.raft.quorum import majority, reached
+from kvorum_node.raft.read_index import ReadIndex
+from kvorum_node.raft.types import (
+    Entry,
+    EntryKind,
+    Index,
+    NodeId,
+    Position,
+    TooManyUncommitted,
+)
+
+if TYPE_CHECKING:
+    from kvorum_node.raft.core import Raft
+
+
+@dataclass(slots=True)
+class Transfer:
+    """Leadership is being handed over."""
+
+    target: NodeId
+    elapsed: int = 0
+    sent: bool = False
+
+
+@dataclass(slots=True)
+class Leader:
+    progress: dict[NodeId, Progress]
+    """One for each other member, in the order of their ids."""
+
+    elapsed: int = 0
+    """Ticks since the last quorum check."""
+
+    since_heartbeat: int = 0
+    reads: ReadIndex = field(default_factory=ReadIndex)
+    transfer: Transfer | None = None
+
+    established: bool = False
+    """An entry of this leader's own term is committed."""
+
+    uncommitted: deque[tuple[Index, int]] = field(default_factory=deque)
+    uncommitted_bytes: int = 0
+    """The entries that this leader has taken and not committed: indexes and sizes."""
+
+
+def lead(raft: Raft) -> None:
+    """Take office: nothing is known of the others' logs, and an entry of the term is due."""
+    settings = raft.settings
+    raft.role = role = Leader(
+        {
+            member: Progress(
+                match=Index(0),
+                next=Index(raft.log.last_index + 1),
+                inflight=Inflight(settings.max_inflight_messages, settings.max_inflight_bytes),
+                active=True,
+            )
+            for member in sorted(raft.configuration.voters - {raft.node})
+        }
+    )
+    propose(raft, role, b"", EntryKind.NOOP)
+    _send_heartbeats(raft, role)
+
+
+def tick(raft: Raft, role: Leader) -> None:
+    role.elapsed += 1
+    role.since_heartbeat += 1
+    if role.transfer is not None:
+        role.transfer.elapsed += 1
+        if role.transfer.elapsed >= raft.settings.election_ticks:
+            role.transfer = None
+    if role.elapsed >= raft.settings.election_ticks:
+        role.elapsed = 0
+        if not _hears_majority(raft, role):
+            raft.become_follower(raft.term, None)
+            return
+    if role.since_heartbeat >= raft.settings.heartbeat_ticks:
+        _send_heartbeats(raft, role)
+
+
+def propose(raft: Raft, role: Leader, data: bytes, kind: EntryKind) -> Position:
+    size = len(data)
+    total = role.uncommitted_bytes + size
+    # One entry is always taken, however large: a limit below an entry would stop everything.
+    if role.uncommitted_bytes and total > raft.settings.max_uncommitted_bytes:
+        raise TooManyUncommitted
+    entry = Entry(Index(raft.log.last_index + 1), raft.term, kind, data)
+    raft.log.append([entry])
+    role.uncommitted.append((entry.index, size))
+    role.uncommitted_bytes = total
+    return Position(entry.index, entry.term)
+
+
+def transfer(raft: Raft, role: Leader, target: NodeId) -> None:
+    if target not in role.progress or target not in raft.configuration.voters:
+        raise ValueError(f"n{target} is not another voter")
+    role.transfer = Transfer(target)
+
+
+def on_append_entries_reply(raft: Raft, role: Leader, message: AppendEntriesReply) -> None:
+    progress = role.progress.get(message.sender)
+    if progress is None:
+        return
+    progress.active = True
+    if message.hint is not None:
+        meeting = raft.log.probable_match(message.hint.index, message.hint.term)
+        progress.rejected(message.index, meeting.index)
+    elif progress.accepted(message.index):
+        advance_commit(raft, role)
+
+
+def on_heartbeat_reply(raft: Raft, role: Leader, message: HeartbeatReply) -> None:
+    progress = role.progress.get(message.sender)
+    if progress is None:
+        return
+    progress.alive(raft.log.last_index)
+    progress.read_round = max(progress.read_round, message.read_round)
+    _confirm_reads(raft, role)
+
+
+def advance_commit(raft: Raft, role: Leader) -> None:
+    """Commit what a majority has on its disks, by an entry of the own term (5.3, 5.4.2).
+
+    This member counts like the others: with what it has fsynced. An entry of an
+    older term is committed only by one of this term behind it: figure 8 shows how
+    counting its copies would go wrong.
+    """
+    matched = {member: progress.match for member, progress in role.progress.items()}
+    matched[raft.node] = raft.log.stable_index
+    index = Index(reached(raft.configuration.voters, matched))
+    if index <= raft.log.committed or raft.log.term(index) != raft.term:
+        return
+    raft.log.commit_to(index)
+    role.established = True
+    while role.uncommitted and role.uncommitted[0][0] <= index:
+        role.uncommitted_bytes -= role.uncommitted.popleft()[1]
+
+
+def has_work(raft: Raft, role: Leader) -> bool:
+    """Whether `send_what_is_due` would send anything."""
+    last = raft.log.last_index
+    return (
+        (role.established and role.reads.has_waiting)
+        or any(_may_send(progress, last) for progress in role.progress.values())
+        or _may_hand_over(role, last)
+    )
+
+
+def send_what_is_due(raft: Raft, role: Leader) -> None:
+    if role.established and role.reads.has_waiting:
+        role.reads.start_round(raft.log.committed)
+        _send_heartbeats(raft, role)
+        _confirm_reads(raft, role)  # alone, this member is the majority
+    for member, progress in role.progress.items():
+        _send_appends(raft, member, progress)
+    if role.transfer is not None and _may_hand_over(role, raft.log.last_index):
+        role.transfer.sent = True
+        raft.send(TimeoutNow(sender=raft.node, recipient=role.transfer.target, term=raft.term))
+
+
+def _may_send(progress: Progress, last: Index) -> bool:
+    return not progress.paused and (progress.due or progress.next <= last)
+
+
+def _may_hand_over(role: Leader, last: Index) -> bool:
+    """Whether the target has the whole log: a candidate with less of it would lose."""
+    return (
+        role.transfer is not None
+        and not role.transfer.sent
+        and role.progress[role.transfer.target].match == last
+    )
+
+
+def _send_appends(raft: Raft, member: NodeId, progress: Progress) -> None:
+    log = raft.log
+    while _may_send(progress, log.last_index):
+        before = Index(progress.next - 1)
+        try:
+            previous = Position(before, log.term(before))
+            entries = log.entries(progress.next, raft.settings.max_append_bytes)
+        except Compacted:
+            progress.needs_snapshot()
+            return
+        raft.send(
+            AppendEntries(
+                sender=raft.node,
+                recipient=member,
+                term=raft.term,
+                previous=previous,
+                entries=tuple(entries),
+                commit=log.committed,
+            )
+        )
+        progress.sent(
+            entries[-1].index if entries else before,
+            len(entries),
+            sum(len(entry.data) for entry in entries),
+        )
+
+
+def _send_heartbeats(raft: Raft, role: Leader) -> None:
+    role.since_heartbeat = 0
+    for member, progress in role.progress.items():
+        raft.send(
+            Heartbeat(
+                sender=raft.node,
+                recipient=member,
+                term=raft.term,
+                # Only what the follower certainly has: beyond its match it may hold other entries.
+                commit=min(progress.match, raft.log.committed),
+                read_round=role.reads.newest,
+            )
+        )
+
+
+def _confirm_reads(raft: Raft, role: Leader) -> None:
+    rounds = {member: progress.read_round for member, progress in role.progress.items()}
+    rounds[raft.node] = role.reads.newest
+    raft.reads.extend(role.reads.confirmed(reached(raft.configuration.voters, rounds)))
+
+
+def _hears_majority(raft: Raft, role: Leader) -> bool:
+    """Whether a majority was heard since the last check; starts the next one (section 6.2)."""
+    heard = {member for member, progress in role.progress.items() if progress.active}
+    for progress in role.progress.values():
+        progress.active = False
+    voters = raft.configuration.voters
+    return len((heard | {raft.node}) & voters) >= majority(voters)
