@@ -1,0 +1,121 @@
+"""kvorum: a replicated, strongly consistent key-value store.
+
+    kv = await kvorum.open("memory:")                            # in process, nothing on disk
+    kv = await kvorum.open("./data")                             # in process, durable
+    kv = await kvorum.open("kvorum://h1:7100,h2:7100,h3:7100")   # a cluster
+
+    await kv.put("user:1", {"name": "alice"})
+    entry = await kv.get("user:1")
+
+`open_sync` gives the same API without `await`.
+
+Rule of this file: importing kvorum is cheap. What needs protobuf or gRPC is
+imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from kvorum import errors, limits
+from kvorum.errors import (
+    Closed,
+    Conflict,
+    DataDirectoryInUse,
+    DataDirectoryMismatch,
+    DeadlineExceeded,
+    DecodeError,
+    IntegerOverflow,
+    InvalidArgument,
+    InvalidCursor,
+    InvalidTarget,
+    KvorumError,
+    LimitExceeded,
+    NamespaceNotFound,
+    NoLeader,
+    NoNodeReachable,
+    NotAnInteger,
+    NotLeader,
+    OperationFailed,
+    OutcomeUnknown,
+    Overloaded,
+    ShuttingDown,
+    StorageError,
+    Unavailable,
+)
+
+if TYPE_CHECKING:
+    from kvorum.atomic import Atomic, AtomicResult, SyncAtomic
+    from kvorum.entry import Entry, Page
+    from kvorum.kv import KV
+    from kvorum.opening import open, open_sync  # noqa: A004 - kvorum.open is meant to read like open
+    from kvorum.sync import SyncKV
+
+    __version__: str
+
+__all__ = [
+    "KV",
+    "Atomic",
+    "AtomicResult",
+    "Closed",
+    "Conflict",
+    "DataDirectoryInUse",
+    "DataDirectoryMismatch",
+    "DeadlineExceeded",
+    "DecodeError",
+    "Entry",
+    "IntegerOverflow",
+    "InvalidArgument",
+    "InvalidCursor",
+    "InvalidTarget",
+    "KvorumError",
+    "LimitExceeded",
+    "NamespaceNotFound",
+    "NoLeader",
+    "NoNodeReachable",
+    "NotAnInteger",
+    "NotLeader",
+    "OperationFailed",
+    "OutcomeUnknown",
+    "Overloaded",
+    "Page",
+    "ShuttingDown",
+    "StorageError",
+    "SyncAtomic",
+    "SyncKV",
+    "Unavailable",
+    "__version__",
+    "errors",
+    "limits",
+    "open",
+    "open_sync",
+]
+
+_HOMES = {
+    "KV": "kvorum.kv",
+    "Atomic": "kvorum.atomic",
+    "AtomicResult": "kvorum.atomic",
+    "Entry": "kvorum.entry",
+    "Page": "kvorum.entry",
+    "SyncAtomic": "kvorum.atomic",
+    "SyncKV": "kvorum.sync",
+    "open": "kvorum.opening",
+    "open_sync": "kvorum.opening",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for (PEP 562), once."""
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415 - slow, and seldom asked
+
+        value: Any = version("kvorum")
+    elif name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    else:
+        raise AttributeError(f"module 'kvorum' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,31 @@
+"""The state machine: what committed entries do to the records of one group.
+
+Every node applies the same entries in the same order to the same state, and must
+come to the same state and the same answers, byte for byte. So this package is
+pure: no clock, randomness, event loop, network or logging. Its only inputs are
+committed entries and the engine that holds what earlier ones left behind; time
+comes with the entry.
+
+How a write passes through, in the order to read the files:
+
+    commands.py      an entry's data becomes commands, or stops the node
+    execution.py     commands run one after the other, each atomic, on an overlay
+    machine.py       the overlay, the applied index, the revision and the log time
+                     go to the engine in one batch
+    listing.py       pages of records, with cursor.py for the place to go on from
+    content_hash.py  proof that two nodes hold the same
+
+The machine trusts what is in the log: requests are checked before they are
+proposed (kvorum_node.validation). What it does not trust is its own ability to
+understand the log: an instruction that it does not know stops the node, since to
+skip it would let this node's state part from that of the others without a word.
+
+Not here: history, watches, expiry, exactly-once and snapshots. Log time, the
+format number of a batch and the reserved rows of the key layout are their places.
+"""
+
+from kvorum_node.machine.commands import FORMAT, UnknownCommand
+from kvorum_node.machine.content_hash import ContentHash, ContentHasher
+from kvorum_node.machine.machine import Machine
+
+__all__ = ["FORMAT", "ContentHash", "ContentHasher", "Machine", "UnknownCommand"]

@@ -172,6 +172,11 @@ class Raft:
         """
         self._leading().reads.add(request)
 
+    def campaign(self) -> None:
+        """Stand for election now, as if the time-out had passed."""
+        if not isinstance(self.role, Leader):
+            candidate.stand(self, pre=True)
+
     def transfer_leadership(self, target: NodeId) -> None:
         """Bring the target up to date, and let it stand for election (dissertation, 3.10).
 

@@ -129,10 +129,9 @@ class Progress:
         return True
 
     def unreachable(self) -> None:
-        """What was sent is probably lost."""
+        """What was sent is probably lost. A probe is not repeated before a sign of life."""
         if self.state is ProgressState.REPLICATE:
             self._enter(ProgressState.PROBE)
-        self.probing = False
 
     def needs_snapshot(self) -> None:
         self._enter(ProgressState.SNAPSHOT)

@@ -35,6 +35,10 @@ class Batch:
         self.deletes: list[tuple[Family, bytes]] = []
         self.range_deletes: list[tuple[Family, bytes, bytes]] = []
 
+    @property
+    def is_empty(self) -> bool:
+        return not (self.puts or self.deletes or self.range_deletes)
+
     def put(self, family: Family, key: bytes, value: bytes) -> None:
         self.puts.append((family, key, value))
 

@@ -1,0 +1,63 @@
+# kvorum: `make demo` shows it, `make test` proves it; both set up all they need.
+#
+# Needs Python 3.11 or newer and make. The environment is .venv, with the versions
+# that constraints.txt names.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := client node tests deploy
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-newest check format proto bench lock clean
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kvorum needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[node,dev]'
+	@touch $@
+
+setup: $(VENV)/.installed  ## Create the environment
+
+demo: setup  ## Start three nodes, import 140,000 records, kill the leader, lose nothing
+	$(BIN)/python deploy/local/demo.py
+
+test: setup  ## Run all tests
+	$(BIN)/python -m pytest
+
+test-newest:  ## Run all tests with the newest versions of everything, in an environment of its own
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --editable '.[node,dev]'
+	.venv-newest/bin/python -m pip list --format freeze | grep -E '^(grpcio|protobuf|rocksdict)='
+	.venv-newest/bin/python -m pytest -m 'not pinned'
+
+check: setup  ## Format, lint, types, generated code
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy $(SOURCES)
+	$(BIN)/python proto/generate.py --check
+
+format: setup  ## Rewrite the sources in the one format
+	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix $(SOURCES)
+
+proto: setup  ## Generate the Python code of the protocol
+	$(BIN)/python proto/generate.py
+
+bench: setup  ## Measure writes and reads against three local nodes, and print the figures
+	$(BIN)/python -m tests.bench.throughput
+
+lock: ## Write constraints.txt anew, with the newest versions that the ranges allow
+	$(PYTHON) -m venv --clear .venv-lock
+	.venv-lock/bin/python -m pip install --quiet '.[node,dev]' 'grpcio==1.74.*' 'protobuf<7'
+	.venv-lock/bin/python -m pip freeze --exclude kvorum > .venv-lock/frozen
+	(sed -n '/^#/p' constraints.txt; cat .venv-lock/frozen) > .venv-lock/constraints.txt
+	mv .venv-lock/constraints.txt constraints.txt
+	rm -rf .venv-lock
+
+clean:  ## Remove the environments and what the tools cache
+	rm -rf .venv .venv-newest .venv-lock dist .mypy_cache .ruff_cache .pytest_cache
+	find client node proto tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,59 @@
+"""What callers give beside keys and values, checked before anything is sent.
+
+The parameters are objects: a caller without a type checker may give anything.
+"""
+
+import math
+
+from kvorumpb.v1.kv_pb2 import ListRequest
+
+from kvorum import limits
+from kvorum.codecs import Key, encode_bound
+from kvorum.errors import InvalidArgument, LimitExceeded
+
+
+def check_timeout(seconds: object) -> float:
+    if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+        raise InvalidArgument(f"a timeout is a number of seconds above 0, not {seconds!r}")
+    return seconds
+
+
+def check_amount(amount: object) -> int:
+    if not isinstance(amount, int) or not limits.MIN_INTEGER <= amount <= limits.MAX_INTEGER:
+        raise InvalidArgument(f"an amount is an int of at most 64 bits, not {amount!r}")
+    return amount
+
+
+def check_revision(revision: object) -> int:
+    if not isinstance(revision, int) or not 0 <= revision <= limits.MAX_INTEGER:
+        raise InvalidArgument(f"a revision is an int from 0, not {revision!r}")
+    return revision
+
+
+def check_limit(limit: object) -> int:
+    if not isinstance(limit, int) or limit < 1:
+        raise InvalidArgument(f"the limit of a page is an int from 1, not {limit!r}")
+    if limit > limits.MAX_PAGE_RECORDS:
+        raise LimitExceeded(
+            f"the limit of a page is {limit}; at most {limits.MAX_PAGE_RECORDS} entries are "
+            "allowed: go on with the page's cursor, or use scan",
+            limit="MAX_PAGE_RECORDS",
+            maximum=limits.MAX_PAGE_RECORDS,
+            actual=limit,
+        )
+    return limit
+
+
+def select(request: ListRequest, prefix: Key, start: Key | None, end: Key | None) -> None:
+    """Write what to list into the request: a prefix, or a range."""
+    if start is None and end is None:
+        request.prefix = encode_bound(prefix)
+        return
+    if prefix:
+        raise InvalidArgument("a list has a prefix, or a start and an end, but not both")
+    request.range.start = b"" if start is None else encode_bound(start)
+    request.range.end = b"" if end is None else encode_bound(end)
+    if end is not None and request.range.end <= request.range.start:
+        raise InvalidArgument(
+            f"the range is empty: its end {end!r} is not after its start {start!r}"
+        )

@@ -1,0 +1,31 @@
+"""Where calls are carried out: in this process, or by a cluster.
+
+    cluster.py     which node a call goes to, and what happens if it fails
+    session.py     one stream to one node
+    leadership.py  who leads, as far as nodes have said
+    embedded.py    a store in this process
+    pending.py     a call until it is answered, and its deadline
+
+The two speak the same messages and run the same state machine; nothing above
+this seam knows which one it has.
+"""
+
+from typing import Protocol
+
+from kvorumpb.v1.kv_pb2 import Call, Reply
+
+
+class Backend(Protocol):
+    """Carries out calls until it is closed."""
+
+    async def call(self, call: Call, *, timeout_seconds: float) -> Reply:
+        """Return the reply of a call that succeeded; raise a `KvorumError` for one that failed.
+
+        The backend sets the call's id and its timeout, and retries what is
+        certainly not applied until `timeout_seconds` are over. A call is used once.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Fail the calls under way with `Closed`, and release everything. May be repeated."""
+        ...

@@ -1,0 +1,367 @@
+"""Calls to a cluster: to its leader, wherever that is.
+
+    waiting ──(a leader is known)──> a session: unsent ──> in flight ──> answered
+       ^                                           │
+       └────────── not applied: to be repeated ────┘
+
+Everything that happens, happens in `_steer`: it looks at what is known, and puts
+it in order. It is called after each event (a call, an answer, a node's word
+about the leader, the end of a stream) and every PACE_SECONDS while calls are
+under way. While a leader is there and answers, the only stream is the one to
+it. Otherwise all nodes are asked: each holds a stream, on which it tells of a
+new leader as soon as there is one.
+
+Which calls are repeated: what a node says it has not applied; reads always; and
+what was not sent when its stream broke. A write that was sent when its stream
+broke is never repeated: it fails with `OutcomeUnknown`, at once.
+"""
+
+import asyncio
+import random
+from collections.abc import Iterable
+from itertools import count
+from typing import Final
+
+import grpc.aio
+from kvorumpb.v1.kv_pb2 import Call, Leadership, Reply
+
+from kvorum.backends.leadership import LeaderView
+from kvorum.backends.pending import Deadlines, PendingCall
+from kvorum.backends.session import Session
+from kvorum.channels import connect
+from kvorum.errors import (
+    Closed,
+    DeadlineExceeded,
+    KvorumError,
+    NoLeader,
+    NoNodeReachable,
+    NotLeader,
+    OutcomeUnknown,
+    ShuttingDown,
+)
+from kvorum.status import from_status, retry_delay_seconds
+
+PACE_SECONDS: Final = 0.05
+"""How often an unreachable node, or one that does not lead, is tried again."""
+STAGGER_SECONDS: Final = 0.005
+"""Between the first words to the nodes: mostly the first of them already knows the leader."""
+PATIENCE_SECONDS: Final = 0.5
+"""How long a leader may take to connect, or to answer anything, before the others are asked."""
+MIN_BACKOFF_SECONDS: Final = 0.01
+MAX_BACKOFF_SECONDS: Final = 0.2
+
+
+def _jitter(seconds: float) -> float:
+    """Spread clients that were set off by the same event."""
+    return seconds * random.uniform(0.75, 1.25)  # noqa: S311 - nothing depends on its secrecy
+
+
+class _Node:
+    """One address: its channel, the stream that is open on it, and how it fared."""
+
+    __slots__ = ("address", "asked_at", "channel", "failed", "refused_until", "retry_at", "session")
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.channel = connect(address)
+        self.session: Session | None = None
+        self.asked_at = 0.0
+        self.retry_at = 0.0
+        self.failed = False
+        """True if the last attempt to open a stream did not succeed."""
+        self.refused_until = 0.0
+
+    def open_session(self, now: float) -> Session | None:
+        """Return a stream that can take calls; None while the node says it does not lead."""
+        if self.session is None or not self.session.is_open or now < self.refused_until:
+            return None
+        return self.session
+
+    def is_coming(self, now: float) -> bool:
+        """Tell whether it is worth waiting for: it is being connected, and has not failed."""
+        if self.session is None:
+            return not self.failed
+        return not (self.session.is_open or self.failed) and now < self.asked_at + PATIENCE_SECONDS
+
+
+class ClusterBackend:
+    """The calls of one store, and the streams to its nodes."""
+
+    def __init__(self, addresses: Iterable[str]) -> None:
+        self._loop = asyncio.get_running_loop()
+        names = list(addresses)
+        # Many clients with the same list do not all begin with the same node.
+        random.shuffle(names)
+        self._nodes = {address: _Node(address) for address in names}
+        self._view = LeaderView()
+        self._leader: Session | None = None
+        self._proven: Session | None = None
+        """Led when it was asked, whatever address the nodes give for the leader."""
+        self._sessions: dict[Session, asyncio.Task[None]] = {}
+        self._ids = count(1)
+        self._calls: set[PendingCall] = set()
+        self._waiting: dict[int, PendingCall] = {}
+        self._delayed: dict[int, PendingCall] = {}
+        self._deadlines = Deadlines(self._loop, self._expire)
+        self._pace: asyncio.TimerHandle | None = None
+        self._stagger: asyncio.TimerHandle | None = None
+        self._heard_at = 0.0
+        """When the last stream that has ended was last heard from."""
+        self._last_failure: Exception | None = None
+        self._closed = False
+        self._steer()
+
+    async def call(self, call: Call, *, timeout_seconds: float) -> Reply:
+        if self._closed:
+            raise Closed("the store is closed")
+        pending = PendingCall(call, timeout_seconds, self._loop)
+        self._calls.add(pending)
+        self._deadlines.add(pending)
+        self._route(pending)
+        if self._pace is None:
+            self._keep_pace()
+        try:
+            return await pending.future
+        finally:
+            self._calls.discard(pending)
+            self._deadlines.discard(pending)
+            pending.move(None)
+
+    async def close(self) -> None:
+        self._closed = True
+        for timer in (self._pace, self._stagger):
+            if timer is not None:
+                timer.cancel()
+        self._deadlines.close()
+        for pending in self._calls:
+            pending.fail(Closed("the store was closed", maybe_applied=pending.maybe_applied))
+        for session in self._sessions:
+            session.abort()
+        if self._sessions:
+            await asyncio.wait(self._sessions.values())
+        for node in self._nodes.values():
+            await node.channel.close()
+
+    # What the sessions say.
+
+    def on_leadership(self, session: Session, leadership: Leadership) -> None:
+        """A node says who leads."""
+        self._nodes[session.address].failed = False
+        if session is self._leader and leadership.term >= self._view.term and not leadership.leader:
+            self._view.disclaim()
+        self._observe(leadership.term, leadership.leader, leadership.address)
+        self._steer()
+
+    def on_reply(self, session: Session, pending: PendingCall, reply: Reply) -> None:
+        """A node answers a call."""
+        if reply.HasField("error"):
+            self._on_error(session, pending, reply)
+            return
+        if self._leader is None:
+            self._prove(session)
+        pending.succeed(reply)
+
+    def _on_error(self, session: Session, pending: PendingCall, reply: Reply) -> None:
+        is_write = pending.is_write
+        error = from_status(reply.error, write=is_write)
+        self._last_failure = error
+        match error:
+            case NotLeader() | NoLeader() | ShuttingDown():
+                self._refuse(session, error)
+                self._repeat(pending)
+                self._steer()
+            case KvorumError(retryable=True):
+                self._repeat_later(pending, retry_delay_seconds(reply.error))
+            case OutcomeUnknown() | DeadlineExceeded() if not is_write:
+                self._repeat_later(pending, None)
+            case _:
+                pending.fail(error)
+
+    def _refuse(self, session: Session, error: KvorumError) -> None:
+        """A node says that it does not lead, and perhaps who does."""
+        self._nodes[session.address].refused_until = self._loop.time() + PACE_SECONDS
+        term = self._view.term
+        if session is self._proven:
+            self._proven = None
+        if session.address == self._view.address:
+            self._view.disclaim()
+            # Whoever leads instead leads a later term; at least the next.
+            term += 1
+        address = error.metadata.get("address", "")
+        if address != session.address:
+            self._observe(term, error.metadata.get("leader", ""), address)
+
+    def _prove(self, session: Session) -> None:
+        """A node has done what only the leader does."""
+        node = self._nodes[session.address]
+        if node.open_session(self._loop.time()) is session:
+            self._proven = session
+            self._steer()
+
+    def _observe(self, term: int, leader: str, address: str) -> None:
+        if term > self._view.term:
+            self._proven = None
+        self._view.observe(term, leader, address)
+        if self._view.address and self._view.address not in self._nodes:
+            self._nodes[self._view.address] = _Node(self._view.address)
+
+    # Where calls go.
+
+    def _route(self, pending: PendingCall) -> None:
+        if self._leader is not None:
+            self._leader.submit(pending)
+        else:
+            self._repeat(pending)
+            self._steer()
+
+    def _repeat(self, pending: PendingCall) -> None:
+        pending.sent = False
+        pending.move(self._waiting, next(self._ids))
+
+    def _repeat_later(self, pending: PendingCall, delay: float | None) -> None:
+        backoff = MIN_BACKOFF_SECONDS * 2 ** min(pending.attempts, 10)
+        pending.attempts += 1
+        pending.sent = False
+        pending.move(self._delayed, next(self._ids))
+        delay = _jitter(max(min(backoff, MAX_BACKOFF_SECONDS), delay or 0.0))
+        self._loop.call_later(delay, self._resume, pending)
+
+    def _resume(self, pending: PendingCall) -> None:
+        if pending.home is self._delayed:
+            self._route(pending)
+
+    def _keep_pace(self) -> None:
+        if self._calls:
+            self._pace = self._loop.call_later(_jitter(PACE_SECONDS), self._keep_pace)
+            self._steer()
+        else:
+            self._pace = None
+
+    def _steer(self) -> None:
+        """Bring streams and calls in line with what is known of the leader."""
+        if self._closed:
+            return
+        now = self._loop.time()
+        self._leader = self._find_leader(now)
+        if self._leader is None:
+            self._ask_all(now)
+            self._probe(now)
+            return
+        if self._leader.silent_for() > PATIENCE_SECONDS:
+            self._ask_all(now)
+        else:
+            self._retire_others(self._leader)
+        for pending in tuple(self._waiting.values()):
+            self._leader.submit(pending)
+
+    def _find_leader(self, now: float) -> Session | None:
+        named = self._nodes.get(self._view.address)
+        session = named.open_session(now) if named is not None else None
+        return session or self._proven
+
+    def _ask_all(self, now: float) -> None:
+        """Open a stream to each node that has none: to the leader at once, to others in turn."""
+        idle = [node for node in self._nodes.values() if node.session is None]
+        for node in idle:
+            if now < node.retry_at:
+                continue
+            if node.address == self._view.address:
+                self._open(node, now)
+            elif self._stagger is None:
+                self._open(node, now)
+                self._stagger = self._loop.call_later(STAGGER_SECONDS, self._ask_next)
+
+    def _ask_next(self) -> None:
+        self._stagger = None
+        if self._leader is None or self._calls:
+            self._steer()
+
+    def _probe(self, now: float) -> None:
+        """With no leader in reach, try one waiting call on each node that could be it.
+
+        So the leader is found behind an address of which the nodes do not know,
+        as when ports are forwarded.
+        """
+        named = self._nodes.get(self._view.address)
+        if named is not None and named.is_coming(now):
+            return
+        for node in self._nodes.values():
+            session = node.open_session(now)
+            if session is not None and self._waiting and not (session.unsent or session.in_flight):
+                session.submit(next(iter(self._waiting.values())))
+
+    # Streams.
+
+    def _open(self, node: _Node, now: float) -> None:
+        session = node.session = Session(node.address, node.channel, self, self._ids)
+        node.asked_at = now
+        self._sessions[session] = self._loop.create_task(self._serve(node, session))
+
+    async def _serve(self, node: _Node, session: Session) -> None:
+        cause: Exception | None = None
+        try:
+            cause = await session.run()
+        finally:
+            del self._sessions[session]
+            self._on_ended(node, session, cause)
+
+    def _on_ended(self, node: _Node, session: Session, cause: Exception | None) -> None:
+        if node.session is session:
+            node.session = None
+        if session is self._proven:
+            self._proven = None
+        if session is self._leader:
+            self._leader = None
+        self._heard_at = max(self._heard_at, session.heard_at)
+        if cause is not None:
+            self._last_failure = cause
+            node.failed = not session.is_open
+            # Counted from the attempt: after a stream that lasted, the next one follows at once.
+            node.retry_at = node.asked_at + _jitter(PACE_SECONDS)
+        self._take_back(session)
+        for pending in tuple(session.in_flight.values()):
+            pending.move(None)
+            error = OutcomeUnknown(
+                f"the connection to {node.address} was lost after the write was sent"
+                f"{_because(cause)}: it may or may not be applied"
+            )
+            pending.fail(error, cause)
+        self._steer()
+
+    def _retire_others(self, leader: Session) -> None:
+        for node in self._nodes.values():
+            session = node.session
+            if session is not None and session is not leader:
+                node.session = None
+                if session is self._proven:
+                    self._proven = None
+                self._take_back(session)
+                session.retire()
+
+    def _take_back(self, session: Session) -> None:
+        """Let everything on the stream wait for another one, but for the writes that were sent."""
+        reads = [pending for pending in session.in_flight.values() if not pending.is_write]
+        for pending in (*reads, *session.unsent.values()):
+            self._repeat(pending)
+
+    def _expire(self, pending: PendingCall) -> None:
+        nodes = ", ".join(self._nodes)
+        cause = self._last_failure
+        began_at = pending.deadline - pending.timeout_seconds
+        heard_at = max(self._heard_at, *(session.heard_at for session in self._sessions), 0.0)
+        if pending.sent or heard_at >= began_at:
+            error: KvorumError = pending.expired(f"{self._view}; asked {nodes}{_because(cause)}")
+        else:
+            error = NoNodeReachable(
+                f"no node answered within {pending.timeout_seconds:g} s: "
+                f"asked {nodes}{_because(cause)}",
+                nodes=tuple(self._nodes),
+            )
+        pending.fail(error, cause)
+
+
+def _because(cause: Exception | None) -> str:
+    if cause is None:
+        return ""
+    text = cause.details() if isinstance(cause, grpc.aio.AioRpcError) else str(cause)
+    return f" ({text or type(cause).__name__})"

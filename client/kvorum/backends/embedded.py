@@ -1,0 +1,119 @@
+"""A store in this process: the same state machine as a node's, without the network.
+
+Calls that are made while others are being carried out form the next batch, and
+share its fsync.
+"""
+
+import asyncio
+from itertools import count, islice
+from typing import TYPE_CHECKING, Self
+
+from kvorumpb.v1.kv_pb2 import Call, Reply
+
+from kvorum import limits
+from kvorum.backends.pending import Deadlines, PendingCall
+from kvorum.errors import Closed, OutcomeUnknown, StorageError
+from kvorum.status import from_status
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from kvorum_node.embedded import EmbeddedNode
+
+
+class EmbeddedBackend:
+    """Feeds an embedded node, one batch at a time."""
+
+    def __init__(self, node: "EmbeddedNode") -> None:
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._node = node
+        self._ids = count(1)
+        self._waiting: dict[int, PendingCall] = {}
+        self._running: dict[int, PendingCall] = {}
+        self._deadlines = Deadlines(loop, self._expire)
+        self._wake = asyncio.Event()
+        self._closed = False
+        self._runner = loop.create_task(self._run(), name="kvorum embedded")
+
+    @classmethod
+    async def open(cls, directory: "Path | None") -> Self:
+        """Open the directory, or a store in memory for None. Raises `StorageError`."""
+        # Only here: a client of a cluster does without the node and RocksDB.
+        try:
+            from kvorum_node.embedded import EmbeddedNode  # noqa: PLC0415 - as said above
+
+            node = await EmbeddedNode.open(directory)
+        except ModuleNotFoundError as error:
+            raise StorageError(
+                f"a store in this process needs {error.name}: pip install 'kvorum[node]'"
+            ) from error
+        return cls(node)
+
+    async def call(self, call: Call, *, timeout_seconds: float) -> Reply:
+        if self._closed:
+            raise Closed("the store is closed")
+        pending = PendingCall(call, timeout_seconds, self._loop)
+        self._deadlines.add(pending)
+        pending.move(self._waiting, next(self._ids))
+        self._wake.set()
+        try:
+            return await pending.future
+        finally:
+            self._deadlines.discard(pending)
+            pending.move(None)
+
+    async def close(self) -> None:
+        first = not self._closed
+        self._closed = True
+        self._wake.set()
+        for pending in (*self._waiting.values(), *self._running.values()):
+            pending.fail(Closed("the store was closed", maybe_applied=pending.maybe_applied))
+        # Not `await self._runner`: a cancelled close would cancel the batch under way with it.
+        await asyncio.wait([self._runner])
+        if first:
+            self._deadlines.close()
+            await self._node.close()
+
+    async def _run(self) -> None:
+        while not self._closed:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting and not self._closed:
+                await self._run_batch(self._take())
+
+    def _take(self) -> list[PendingCall]:
+        batch: list[PendingCall] = []
+        size = 0
+        for pending in islice(self._waiting.values(), limits.MAX_BATCH_CALLS):
+            size += pending.call.ByteSize()
+            if batch and size > limits.MAX_BATCH_BYTES:
+                break
+            batch.append(pending)
+        now = self._loop.time()
+        for pending in batch:
+            pending.move(self._running, pending.id)
+            pending.start(now)
+        return batch
+
+    async def _run_batch(self, batch: list[PendingCall]) -> None:
+        try:
+            replies = await self._node.execute([pending.call for pending in batch])
+        except Exception as error:  # noqa: BLE001 - whatever it is, no caller may wait for ever
+            for pending in batch:
+                kind = OutcomeUnknown if pending.maybe_applied else StorageError
+                pending.move(None)
+                pending.fail(kind(f"the store failed: {error}"), error)
+            return
+        for reply in replies:
+            answered = self._running.get(reply.id)
+            if answered is None:
+                continue
+            answered.move(None)
+            if reply.HasField("error"):
+                answered.fail(from_status(reply.error, write=answered.is_write))
+            else:
+                answered.succeed(reply)
+
+    def _expire(self, pending: PendingCall) -> None:
+        pending.fail(pending.expired("the disk is too slow"))

@@ -1,0 +1,138 @@
+"""A call until it is answered, and the clock that ends it.
+
+A pending call is in one place at a time: its `home`, a dict of calls by id. It
+gets a new id for every attempt, so that a late answer to an earlier one finds
+nobody.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from kvorumpb.v1.kv_pb2 import Call, Reply
+
+from kvorum import limits
+from kvorum.errors import DeadlineExceeded, KvorumError
+
+RESOLUTION_SECONDS: Final = 0.01
+"""A deadline is noticed this much late at most: calls of the same moment share a timer."""
+
+
+class PendingCall:
+    """One call on its way. Owned by its backend, awaited by its caller."""
+
+    __slots__ = (
+        "attempts",
+        "bucket",
+        "call",
+        "deadline",
+        "future",
+        "home",
+        "id",
+        "sent",
+        "sent_at",
+        "timeout_seconds",
+    )
+
+    def __init__(self, call: Call, timeout_seconds: float, loop: asyncio.AbstractEventLoop) -> None:
+        self.call = call
+        self.timeout_seconds = timeout_seconds
+        self.deadline = loop.time() + timeout_seconds
+        self.future: asyncio.Future[Reply] = loop.create_future()
+        self.id = 0
+        self.home: dict[int, PendingCall] | None = None
+        self.bucket: set[PendingCall] | None = None
+        self.attempts = 0
+        self.sent = False
+        """True from the moment in which a node may have seen it, until one says it did nothing."""
+        self.sent_at = 0.0
+
+    @property
+    def is_write(self) -> bool:
+        match self.call.WhichOneof("request"):
+            case "get" | "list":
+                return False
+            case "txn":
+                transaction = self.call.txn.transaction
+                return any(
+                    operation.WhichOneof("operation") != "get"
+                    for branch in (transaction.operations, transaction.otherwise)
+                    for operation in branch
+                )
+            case _:
+                return True
+
+    @property
+    def maybe_applied(self) -> bool:
+        """True if nobody can say whether this write happened, or still will."""
+        return self.sent and self.is_write
+
+    def start(self, now: float) -> None:
+        """Make the call ready to be handed over: from here on a node may see it."""
+        remaining_ms = int((self.deadline - now) * 1000)
+        self.call.id = self.id
+        self.call.timeout_ms = min(max(remaining_ms, 1), limits.MAX_CALL_TIMEOUT_MS)
+        self.sent = True
+        self.sent_at = now
+
+    def move(self, home: "dict[int, PendingCall] | None", new_id: int = 0) -> None:
+        """Leave the present home for another, under a new id, or for none."""
+        if self.home is not None:
+            self.home.pop(self.id, None)
+        self.home = home
+        self.id = new_id
+        if home is not None:
+            home[new_id] = self
+
+    def succeed(self, reply: Reply) -> None:
+        if not self.future.done():
+            self.future.set_result(reply)
+
+    def fail(self, error: KvorumError, cause: BaseException | None = None) -> None:
+        if not self.future.done():
+            error.__cause__ = cause
+            self.future.set_exception(error)
+
+    def expired(self, where: str) -> DeadlineExceeded:
+        """Describe running out of time; `where` says what was waited for."""
+        doubt = "; the write may or may not be applied" if self.maybe_applied else ""
+        return DeadlineExceeded(
+            f"not answered within {self.timeout_seconds:g} s: {where}{doubt}",
+            maybe_applied=self.maybe_applied,
+        )
+
+
+class Deadlines:
+    """Expires calls. Adding and removing one costs a set operation, not a timer."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, on_expired: Callable[[PendingCall], None]
+    ) -> None:
+        self._loop = loop
+        self._on_expired = on_expired
+        self._buckets: dict[int, set[PendingCall]] = {}
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+
+    def add(self, pending: PendingCall) -> None:
+        slot = int(pending.deadline / RESOLUTION_SECONDS) + 1
+        bucket = self._buckets.get(slot)
+        if bucket is None:
+            bucket = self._buckets[slot] = set()
+            self._timers[slot] = self._loop.call_at(slot * RESOLUTION_SECONDS, self._expire, slot)
+        bucket.add(pending)
+        pending.bucket = bucket
+
+    def discard(self, pending: PendingCall) -> None:
+        if pending.bucket is not None:
+            pending.bucket.discard(pending)
+
+    def close(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        self._buckets.clear()
+
+    def _expire(self, slot: int) -> None:
+        del self._timers[slot]
+        for pending in self._buckets.pop(slot):
+            self._on_expired(pending)

@@ -1,0 +1,178 @@
+"""One Session stream to one node.
+
+Rules of coalescing: a call that finds nothing in flight is sent at once, together
+with what else was made in the same turn of the event loop. While calls are in
+flight, what arrives forms the next message; it leaves with the next response, or
+SEND_INTERVAL_SECONDS after the last message, so that one slow call delays no
+other. A message that flow control holds back holds back the next one.
+
+A session does not decide anything: it tells its owner what it hears, and leaves
+behind what was not answered when it ended.
+"""
+
+import asyncio
+from itertools import count, islice
+from typing import Final, Protocol
+
+import grpc.aio
+from kvorumpb.v1.kv_pb2 import Call, Leadership, Reply, SessionRequest, SessionResponse
+
+from kvorum import limits
+from kvorum.backends.pending import PendingCall
+
+SEND_INTERVAL_SECONDS: Final = 0.001
+RETIREMENT_SECONDS: Final = 1.0
+"""How long the writes under way on a stream that is given up may still be answered."""
+
+_METHOD: Final = "/kvorumpb.v1.KV/Session"
+
+
+class SessionOwner(Protocol):
+    """Who hears what the node says."""
+
+    def on_leadership(self, session: "Session", leadership: Leadership) -> None: ...
+
+    def on_reply(self, session: "Session", pending: PendingCall, reply: Reply) -> None: ...
+
+
+class Session:
+    """Carries calls to a node, and its answers back."""
+
+    def __init__(
+        self, address: str, channel: grpc.aio.Channel, owner: SessionOwner, ids: "count[int]"
+    ) -> None:
+        self.address: Final = address
+        self.unsent: Final[dict[int, PendingCall]] = {}
+        self.in_flight: Final[dict[int, PendingCall]] = {}
+        self.is_open = False
+        """True once the node has answered: before that, nothing is sent."""
+        self._owner = owner
+        self._ids = ids
+        self._loop = asyncio.get_running_loop()
+        self._stream = channel.stream_stream(
+            _METHOD,
+            request_serializer=SessionRequest.SerializeToString,
+            response_deserializer=SessionResponse.FromString,
+        )()
+        self._wake = asyncio.Event()
+        self._sent_at = 0.0
+        self.heard_at = 0.0
+        """When the node last said anything, by the loop's clock."""
+        self._heard_since_send = False
+        self._given_up = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def submit(self, pending: PendingCall) -> None:
+        """Send the call as soon as the rules of coalescing allow it."""
+        pending.move(self.unsent, next(self._ids))
+        # In between these two, the writer already knows what it waits for.
+        if len(self.unsent) in (1, limits.MAX_BATCH_CALLS):
+            self._wake.set()
+
+    def silent_for(self) -> float:
+        """For how many seconds the node has owed an answer without saying anything."""
+        if not self.in_flight:
+            return 0.0
+        oldest = next(iter(self.in_flight.values()))
+        return self._loop.time() - max(self.heard_at, oldest.sent_at)
+
+    def retire(self) -> None:
+        """Send nothing more; end when all is answered, or after RETIREMENT_SECONDS."""
+        if not self._given_up:
+            self._given_up = True
+            self._wake.set()
+            grace = RETIREMENT_SECONDS if self.in_flight else 0.0
+            self._loop.call_later(grace, self.abort)
+
+    def abort(self) -> None:
+        """End now."""
+        self._given_up = True
+        self._stream.cancel()
+
+    async def run(self) -> Exception | None:
+        """Serve until the stream ends, and return why; None if it was given up here."""
+        writer = asyncio.create_task(self._write(), name=f"kvorum session to {self.address}")
+        cause: Exception | None = ConnectionResetError(f"{self.address} ended the stream")
+        try:
+            while isinstance(response := await self._stream.read(), SessionResponse):
+                self._hear(response)
+        except grpc.aio.AioRpcError as error:
+            cause = error
+        except asyncio.CancelledError:
+            # gRPC reports a stream that `abort` cancelled in the same way as the cancellation of
+            # this task; only the latter may go on.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._stream.cancel()
+            writer.cancel()
+            await asyncio.wait([writer])
+        return None if self._given_up else cause
+
+    def _hear(self, response: SessionResponse) -> None:
+        self.heard_at = self._loop.time()
+        self._heard_since_send = True
+        if response.HasField("leadership") or not self.is_open:
+            self.is_open = True
+            self._owner.on_leadership(self, response.leadership)
+        for reply in response.replies:
+            pending = self.in_flight.get(reply.id)
+            if pending is not None:
+                pending.move(None)
+                self._owner.on_reply(self, pending, reply)
+        if self.unsent:
+            self._wake.set()
+
+    async def _write(self) -> None:
+        try:
+            while not self._given_up:
+                request = self._next_message()
+                if request is None:
+                    self._wake.clear()
+                    await self._wake.wait()
+                else:
+                    await self._stream.write(request)
+            await self._stream.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            # The stream is over; the reader learns why.
+            return
+
+    def _next_message(self) -> SessionRequest | None:
+        """Take what may leave now, or see to it that the writer wakes when something may."""
+        if not self.is_open or not self.unsent:
+            return None
+        now = self._loop.time()
+        due = self._sent_at + SEND_INTERVAL_SECONDS
+        waits = self.in_flight and not self._heard_since_send
+        if waits and now < due and len(self.unsent) < limits.MAX_BATCH_CALLS:
+            if self._timer is None:
+                self._timer = self._loop.call_at(due, self._on_timer)
+            return None
+        calls = self._take(now)
+        if not calls:
+            return None
+        self._sent_at = now
+        self._heard_since_send = False
+        return SessionRequest(calls=calls)
+
+    def _take(self, now: float) -> list[Call]:
+        calls: list[Call] = []
+        size = 0
+        for pending in tuple(islice(self.unsent.values(), limits.MAX_BATCH_CALLS)):
+            if pending.future.done():
+                pending.move(None)
+                continue
+            size += pending.call.ByteSize()
+            if calls and size > limits.MAX_BATCH_BYTES:
+                break
+            pending.move(self.in_flight, pending.id)
+            pending.start(now)
+            calls.append(pending.call)
+        return calls
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._wake.set()

@@ -1,0 +1,27 @@
+"""The command line, `kvorum`.
+
+    app.py              the commands put together; errors and exit statuses
+    node.py             `kvorum node`: flags, environment and file become one configuration
+    cluster.py          `kvorum cluster ...`: what is printed about a local cluster
+    data.py             `kvorum get | put | delete | list | add | status`
+    transfer.py         `kvorum import | export`
+
+    local_cluster.py    node processes on this machine, as a class without a terminal
+    cluster_file.py     what it remembers on disk
+    processes.py        processes, told apart from others that got the same pid
+    records.py          a key and its value as one line of JSON, exactly
+    console.py          the two streams, and tables that fit a terminal or a pipe
+
+Exit statuses: 0 done, 1 failed (one line `error: ...` on stderr), 2 wrong usage,
+130 interrupted.
+
+Rule of this package: what is slow to import (grpc, the node, psutil) is imported
+by the command that needs it, so that `kvorum --help` answers at once.
+"""
+
+
+def main() -> None:
+    """The entry point of the `kvorum` command."""
+    from kvorum.cli.app import app  # noqa: PLC0415 - importing the package stays free of typer
+
+    app()

@@ -1,0 +1,274 @@
+"""`kvorum cluster ...`: what is printed about a local cluster.
+
+Everything that happens to the nodes is in local_cluster.py.
+"""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+
+import typer
+from rich.markup import escape
+
+from kvorum.cli import console, node_view
+from kvorum.cli.cluster_file import LocalClusterError
+
+if TYPE_CHECKING:
+    from kvorum.cli.local_cluster import LocalCluster, NodeReport
+
+T = TypeVar("T")
+
+MAX_NODES: Final = 9
+FOLLOW_SECONDS: Final = 0.2
+STATE_STYLES: Final = {"running": "green", "paused": "yellow", "dead": "red"}
+
+app = typer.Typer(help="Nodes on this machine: start, watch, disturb and stop them.")
+
+DirectoryOption = Annotated[
+    Path, typer.Option("--dir", envvar="KVORUM_CLUSTER_DIR", help="The cluster's directory.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+NodeArgument = Annotated[str, typer.Argument(help="The node: n1, n2, ..., or `leader`.")]
+
+DIRECTORY: Final = Path(".kvorum")
+
+
+@app.command()
+def up(
+    *,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, max=MAX_NODES, help="How many; 3 for a new cluster.")
+    ] = None,
+    directory: DirectoryOption = DIRECTORY,
+    base_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=65535, help="n1 listens here, n2 on the next; 7101. 0: any free ports."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a cluster, or what is dead of it; return once a write has succeeded.
+
+    Safe to repeat: running nodes are left alone, and data is kept.
+    """
+    cluster = _cluster(directory)
+
+    async def start() -> "tuple[list[str], list[NodeReport]]":
+        started = await cluster.up(nodes=nodes, base_port=base_port)
+        return started, await cluster.status()
+
+    started, reports = _run_with_spinner("starting the nodes", start)
+    if as_json:
+        _print_json(cluster, reports, started=started)
+        return
+    out = console.out()
+    before = [report for report in reports if report.node.name not in started]
+    if started:
+        out.print(f"[green]started[/] {', '.join(started)}")
+    for report in before:
+        out.print(f"{report.node.name} was already {report.state.value}")
+    table = console.new_table("name", "address", "role", "pid", "data dir", "log file")
+    for report in reports:
+        node = report.node
+        table.add_row(
+            node.name,
+            node.address,
+            node_view.role_markup(node_view.role(report.status)) or _state_markup(report),
+            node_view.cell(report.pid),
+            escape(console.show_path(node.data_dir)),
+            escape(console.show_path(node.log_file)),
+        )
+    out.print()
+    out.print(table)
+    _print_next_steps(cluster)
+
+
+@app.command()
+def status(*, directory: DirectoryOption = DIRECTORY, as_json: JsonOption = False) -> None:
+    """Show what each node is doing."""
+    cluster = _cluster(directory)
+    reports = asyncio.run(cluster.status())
+    if as_json:
+        _print_json(cluster, reports)
+        return
+    numbers = (*node_view.COUNTER_HEADINGS, "pid")
+    table = console.new_table("name", "address", "state", "role", *numbers, numbers=numbers)
+    for report in reports:
+        table.add_row(
+            report.node.name,
+            report.node.address,
+            _state_markup(report),
+            node_view.role_markup(node_view.role(report.status)),
+            *map(node_view.cell, node_view.counters(report.status).values()),
+            node_view.cell(report.pid),
+        )
+    console.out().print(table)
+    for report in reports:
+        if report.problem:
+            console.err().print(f"{report.node.name}: {escape(report.problem)}", soft_wrap=True)
+
+
+@app.command()
+def kill(node: NodeArgument, *, directory: DirectoryOption = DIRECTORY) -> None:
+    """End a node with SIGKILL, as a crash would."""
+    cluster = _cluster(directory)
+    name = _resolve(cluster, node)
+    cluster.kill(name)
+    console.out().print(f"killed {name}; bring it back with `kvorum cluster restart {name}`")
+
+
+@app.command()
+def pause(node: NodeArgument, *, directory: DirectoryOption = DIRECTORY) -> None:
+    """Freeze a node (SIGSTOP): to the others it looks as if cut off."""
+    cluster = _cluster(directory)
+    name = _resolve(cluster, node)
+    cluster.pause(name)
+    console.out().print(f"paused {name}; let it go on with `kvorum cluster resume {name}`")
+
+
+@app.command()
+def resume(node: NodeArgument, *, directory: DirectoryOption = DIRECTORY) -> None:
+    """Let a paused node go on (SIGCONT)."""
+    cluster = _cluster(directory)
+    name = _resolve(cluster, node)
+    cluster.resume(name)
+    console.out().print(f"resumed {name}")
+
+
+@app.command()
+def restart(node: NodeArgument, *, directory: DirectoryOption = DIRECTORY) -> None:
+    """Start a dead node, or stop (SIGTERM) and start a live one; wait until it answers."""
+    cluster = _cluster(directory)
+    name = _resolve(cluster, node)
+    _run_with_spinner(f"restarting {name}", lambda: cluster.restart(name))
+    console.out().print(f"restarted {name}")
+
+
+@app.command()
+def down(
+    *,
+    wipe: Annotated[
+        bool, typer.Option("--wipe", help="Remove the data, the logs and the cluster, too.")
+    ] = False,
+    directory: DirectoryOption = DIRECTORY,
+) -> None:
+    """Stop every node (SIGTERM; SIGKILL if it has not ended after 10 s)."""
+    cluster = _cluster(directory)
+    names = [node.name for node in cluster.nodes]
+    killed = _run_with_spinner("stopping the nodes", lambda: cluster.down(wipe=wipe))
+    if killed:
+        console.err().print(f"killed after the grace period: {', '.join(killed)}")
+    done = "stopped, data removed" if wipe else "stopped, data kept"
+    console.out().print(f"{', '.join(names)}: {done}")
+
+
+@app.command()
+def logs(
+    node: Annotated[str | None, typer.Argument(help="n1, n2, ..., or `leader`; else all.")] = None,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they grow.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of each.")] = 20,
+    directory: DirectoryOption = DIRECTORY,
+) -> None:
+    """Print the last log lines, of one node or of all."""
+    cluster = _cluster(directory)
+    chosen = list(cluster.nodes) if node is None else [cluster.node(_resolve(cluster, node))]
+    # Where each file ends is taken before its lines are printed: following then
+    # repeats a line at worst, and misses none.
+    ends = {one.name: one.log_file.stat().st_size for one in chosen if one.log_file.exists()}
+    for one in chosen:
+        _print_log_lines(one.name, cluster.log_tail(one.name, lines), label=node is None)
+    while follow:
+        time.sleep(FOLLOW_SECONDS)
+        for one in chosen:
+            new, ends[one.name] = _read_lines_from(one.log_file, ends.get(one.name, 0))
+            _print_log_lines(one.name, new, label=node is None)
+
+
+def _cluster(directory: Path) -> "LocalCluster":
+    try:
+        # psutil and grpc: only for the commands that need them.
+        from kvorum.cli.local_cluster import LocalCluster  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise LocalClusterError(
+            f"a local cluster needs {error.name}: pip install 'kvorum[node]'"
+        ) from None
+    return LocalCluster(directory)
+
+
+def _resolve(cluster: "LocalCluster", name: str) -> str:
+    """The name of the node that is meant, checked."""
+    return asyncio.run(cluster.leader()) if name == "leader" else cluster.node(name).name
+
+
+def _run_with_spinner(message: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    with console.err().status(message):
+        return asyncio.run(work())
+
+
+def _row(report: "NodeReport") -> dict[str, Any]:
+    """The node as `--json` shows it; null is what it did not say."""
+    node = report.node
+    return {
+        "name": node.name,
+        "address": node.address,
+        "state": report.state.value,
+        "role": node_view.role(report.status),
+        **node_view.counters(report.status),
+        "pid": report.pid,
+        "data_dir": str(node.data_dir.absolute()),
+        "log_file": str(node.log_file.absolute()),
+        "problem": report.problem or None,
+    }
+
+
+def _state_markup(report: "NodeReport") -> str:
+    state = report.state.value
+    return f"[{STATE_STYLES[state]}]{state}[/]"
+
+
+def _print_json(cluster: "LocalCluster", reports: "Sequence[NodeReport]", **more: Any) -> None:
+    rows = [_row(report) for report in reports]
+    print(json.dumps({"target": cluster.target, **more, "nodes": rows}, indent=2))
+
+
+def _print_next_steps(cluster: "LocalCluster") -> None:
+    here = cluster.directory.absolute() == DIRECTORY.absolute()
+    target = "" if here else f" --target {cluster.target}"
+    directory = "" if here else f" --dir {console.show_path(cluster.directory)}"
+    console.out().print(
+        "\nTry:\n"
+        f"  kvorum put greeting hello{escape(target)}\n"
+        f"  kvorum get greeting{escape(target)}\n"
+        f"  kvorum cluster kill leader{escape(directory)}\n"
+        f"  kvorum cluster status{escape(directory)}\n"
+        "From Python:\n"
+        f'  kv = await kvorum.open("{escape(cluster.target)}")',
+        soft_wrap=True,
+    )
+
+
+def _print_log_lines(name: str, lines: Sequence[str], *, label: bool) -> None:
+    out = console.out()
+    for line in lines:
+        prefix = f"[cyan]{name}[/] " if label else ""
+        out.print(f"{prefix}{escape(line)}", soft_wrap=True)
+
+
+def _read_lines_from(path: Path, offset: int) -> tuple[list[str], int]:
+    """The whole lines after the offset, and where they end."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(offset if offset <= size else 0)
+            start = file.tell()
+            content = file.read()
+    except FileNotFoundError:
+        return [], 0
+    whole = content[: content.rfind(b"\n") + 1]
+    return whole.decode("utf-8", "replace").splitlines(), start + len(whole)

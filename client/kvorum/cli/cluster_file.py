@@ -1,0 +1,122 @@
+"""What a local cluster remembers on disk: DIR/cluster.json.
+
+Rules of this file: the file is replaced atomically, so a reader never sees half
+of one; what is read is checked before it is believed. It needs nothing beyond
+the standard library, so that a client command can find the cluster cheaply.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from kvorum.errors import KvorumError
+
+FILE_NAME: Final = "cluster.json"
+FORMAT: Final = 1
+
+
+class LocalClusterError(KvorumError):
+    """A command on the local cluster could not be carried out."""
+
+
+class NoClusterHere(LocalClusterError):
+    """The directory holds no local cluster."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """One process, distinct from every other one that has or gets the same pid."""
+
+    pid: int
+    created: float
+    """When it started, in seconds since the Unix epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """A node, and the process it was last started as."""
+
+    name: str
+    address: str
+    process: ProcessIdentity | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFile:
+    """The contents of cluster.json."""
+
+    nodes: tuple[NodeRecord, ...]
+    flags: tuple[str, ...] = ()
+    """Further arguments of `kvorum node`, the same for every node and every restart."""
+
+    @property
+    def target(self) -> str:
+        """What `kvorum.open` takes to reach the cluster."""
+        return "kvorum://" + ",".join(node.address for node in self.nodes)
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Read DIR/cluster.json.
+
+        Raises:
+            NoClusterHere: there is none.
+            LocalClusterError: it is not one that this version wrote.
+        """
+        path = directory / FILE_NAME
+        try:
+            text = path.read_text("utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            raise NoClusterHere(
+                f"there is no local cluster in {directory}; start one with `kvorum cluster up`"
+            ) from None
+        try:
+            return cls._parse(json.loads(text))
+        except (ValueError, KeyError, TypeError) as error:
+            raise LocalClusterError(
+                f"{path} is not a cluster file of this version ({error!r});"
+                f" stop its nodes by hand and remove {directory}"
+            ) from error
+
+    @classmethod
+    def _parse(cls, content: dict[str, object]) -> Self:
+        match content:
+            case {"format": int(found), "nodes": [*nodes], "flags": [*flags]} if found == FORMAT:
+                return cls(
+                    nodes=tuple(_parse_node(node) for node in nodes),
+                    flags=tuple(str(flag) for flag in flags),
+                )
+            case _:
+                raise ValueError(f"format {content.get('format')!r}")
+
+    def write(self, directory: Path) -> None:
+        """Replace DIR/cluster.json."""
+        path = directory / FILE_NAME
+        temporary = path.with_suffix(".tmp")
+        content = {"format": FORMAT, **asdict(self)}
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(content, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    @staticmethod
+    def remove(directory: Path) -> None:
+        """Remove DIR/cluster.json, if it is there."""
+        (directory / FILE_NAME).unlink(missing_ok=True)
+
+
+def _parse_node(node: object) -> NodeRecord:
+    match node:
+        case {"name": str(name), "address": str(address), "process": None}:
+            return NodeRecord(name, address)
+        case {
+            "name": str(name),
+            "address": str(address),
+            "process": {"pid": int(pid), "created": float(created)},
+        }:
+            return NodeRecord(name, address, ProcessIdentity(pid, created))
+        case _:
+            raise ValueError(f"node {node!r}")

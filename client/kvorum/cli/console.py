@@ -1,0 +1,52 @@
+"""The two streams, and tables that fit a terminal or a pipe.
+
+Rules of this file: results go to stdout, everything about them (progress, hints,
+errors) to stderr. What goes into a pipe has no colours and is never cut or
+wrapped to a width that nobody sees.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+PIPE_WIDTH: Final = 10_000
+
+
+def _console(stream: TextIO, *, stderr: bool) -> Console:
+    width = None if stream.isatty() else PIPE_WIDTH
+    return Console(stderr=stderr, width=width, highlight=False, emoji=False)
+
+
+def out() -> Console:
+    """The console of results."""
+    return _console(sys.stdout, stderr=False)
+
+
+def err() -> Console:
+    """The console of hints, progress and errors."""
+    return _console(sys.stderr, stderr=True)
+
+
+def print_error(message: str) -> None:
+    """Print `error: message` to stderr."""
+    err().print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+
+
+def new_table(*columns: str, numbers: Sequence[str] = ()) -> Table:
+    """A table without lines; the columns in `numbers` are aligned to the right."""
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    return table
+
+
+def show_path(path: Path) -> str:
+    """The path as a reader would type it: relative if it is below the current directory."""
+    path = path.absolute()
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

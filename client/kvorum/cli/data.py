@@ -1,0 +1,338 @@
+"""`kvorum get | put | delete | list | add | status`: the store from a shell.
+
+Rules of this file: what a terminal shows is made for reading; what goes into a
+pipe is the data itself, and `--json` is for scripts.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+
+import typer
+from rich.markup import escape
+from rich.text import Text
+
+import kvorum
+from kvorum import codecs, limits
+from kvorum.cli import console, node_view, records
+from kvorum.cli.cluster_file import ClusterFile, NoClusterHere
+from kvorum.errors import DecodeError, InvalidArgument, InvalidTarget, KvorumError
+
+if TYPE_CHECKING:
+    from kvorumpb.v1 import cluster_pb2
+
+    from kvorum import KV, Entry
+
+T = TypeVar("T")
+
+LOCAL_CLUSTER: Final = Path(".kvorum")
+STDIN: Final = "-"
+FAILED: Final = 1
+PREVIEW_BYTES: Final = 200
+"""Of a value in a table; `get` shows it whole."""
+
+TargetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        "-t",
+        envvar="KVORUM_TARGET",
+        help="kvorum://host:port,... or a data directory; the local cluster in ./.kvorum if unset.",
+    ),
+]
+TimeoutOption = Annotated[
+    float, typer.Option(min=0.001, help="Seconds that a call may take, its retries included.")
+]
+KeyArgument = Annotated[str, typer.Argument(help="The key.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def choose_target(given: str | None) -> str:
+    """The target that was given, or the local cluster in the current directory.
+
+    Raises:
+        InvalidTarget: there is neither.
+    """
+    if given is not None:
+        return given
+    try:
+        return ClusterFile.read(LOCAL_CLUSTER).target
+    except NoClusterHere:
+        raise InvalidTarget(
+            "no store to talk to: give --target kvorum://host:port,... (or KVORUM_TARGET), or"
+            " start a local cluster here with `kvorum cluster up`"
+        ) from None
+
+
+def with_store(target: str | None, timeout: float, work: "Callable[[KV], Awaitable[T]]") -> T:
+    """Open the store, do the work, close the store."""
+
+    chosen = choose_target(target)
+
+    async def session() -> T:
+        async with kvorum.open(chosen, timeout=timeout) as kv:
+            return await work(kv)
+
+    return asyncio.run(session())
+
+
+def get(
+    key: KeyArgument,
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole entry.")] = False,
+    target: TargetOption = None,
+    timeout: TimeoutOption = limits.DEFAULT_TIMEOUT_SECONDS,
+) -> None:
+    """Print the value of a key.
+
+    A pipe gets its bytes as they are stored, without a newline. Exit status 1
+    if there is no such key.
+    """
+    entry = with_store(target, timeout, lambda kv: kv.get(key, type="bytes"))
+    if entry is None:
+        console.err().print(f"no key {escape(repr(key))}", soft_wrap=True)
+        raise typer.Exit(FAILED)
+    if as_json:
+        _write(records.dump_line(_describe(entry)))
+    elif sys.stdout.isatty():
+        _print_value(entry)
+    else:
+        _write(entry.value)
+
+
+def put(
+    key: KeyArgument,
+    value: Annotated[
+        str, typer.Argument(help="The value; `-` reads it from stdin. Negative: put KEY -- -5.")
+    ],
+    *,
+    as_text: Annotated[bool, typer.Option("--text", help="Store it as UTF-8 text.")] = False,
+    as_bytes: Annotated[bool, typer.Option("--bytes", help="Store its bytes as they are.")] = False,
+    target: TargetOption = None,
+    timeout: TimeoutOption = limits.DEFAULT_TIMEOUT_SECONDS,
+) -> None:
+    """Write a value to a key, and print the revision.
+
+    VALUE is stored as JSON: itself if it is JSON, a JSON string otherwise.
+    """
+    if as_text and as_bytes:
+        raise typer.BadParameter("give --text or --bytes, not both")
+    given = sys.stdin.buffer.read() if value == STDIN else value.encode(errors="surrogateescape")
+    data = given if as_bytes else _encode_text(given, key, as_json=not as_text)
+    revision = with_store(target, timeout, lambda kv: kv.put(key, data, type="bytes"))
+    console.out().print(f"revision {revision}")
+
+
+def delete(
+    key: KeyArgument,
+    *,
+    target: TargetOption = None,
+    timeout: TimeoutOption = limits.DEFAULT_TIMEOUT_SECONDS,
+) -> None:
+    """Remove a key. Exit status 1 if there was none."""
+    if not with_store(target, timeout, lambda kv: kv.delete(key)):
+        console.err().print(f"no key {escape(repr(key))}", soft_wrap=True)
+        raise typer.Exit(FAILED)
+    console.out().print("deleted")
+
+
+def list_(
+    prefix: Annotated[str, typer.Argument(help="Keys that begin so; all keys if empty.")] = "",
+    *,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, max=limits.MAX_PAGE_RECORDS, help="At most.")
+    ] = 100,
+    cursor: Annotated[str | None, typer.Option(help="Go on where a page ended.")] = None,
+    keys_only: Annotated[bool, typer.Option("--keys", help="Print only the keys.")] = False,
+    as_json: JsonOption = False,
+    target: TargetOption = None,
+    timeout: TimeoutOption = limits.DEFAULT_TIMEOUT_SECONDS,
+) -> None:
+    """Print a page of keys and their values.
+
+    In the order of the keys. A pipe gets key, tab, value on each line.
+    """
+    page = with_store(
+        target, timeout, lambda kv: kv.list(prefix, limit=limit, cursor=cursor, type="bytes")
+    )
+    if as_json:
+        entries = [{"key": entry.key} if keys_only else _describe(entry) for entry in page.entries]
+        facts = {"cursor": page.cursor, "complete": page.complete, "revision": page.revision}
+        _write(records.dump_line({"entries": entries, **facts}))
+        return
+    if keys_only:
+        _write(b"".join(codecs.encode_key(entry.key) + b"\n" for entry in page.entries))
+    elif sys.stdout.isatty():
+        table = console.new_table("key", "value", "revision", numbers=["revision"])
+        for entry in page.entries:
+            table.add_row(
+                Text(_printable(codecs.encode_key(entry.key))),
+                Text(_preview(entry)),
+                str(entry.revision),
+            )
+        console.out().print(table)
+    else:
+        for entry in page.entries:
+            _write(codecs.encode_key(entry.key) + b"\t" + entry.value + b"\n")
+    if not page.complete:
+        console.err().print(f"more: --cursor {page.cursor}", soft_wrap=True)
+
+
+def add(
+    key: KeyArgument,
+    amount: Annotated[int, typer.Argument(help="May be negative: add k -- -5.")] = 1,
+    *,
+    target: TargetOption = None,
+    timeout: TimeoutOption = limits.DEFAULT_TIMEOUT_SECONDS,
+) -> None:
+    """Add to an integer (0 if the key is absent), and print the sum."""
+    print(with_store(target, timeout, lambda kv: kv.add(key, amount)))
+
+
+def status(
+    *,
+    as_json: JsonOption = False,
+    target: TargetOption = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for a node.")] = 2.0,
+) -> None:
+    """Show what every node of the target says about itself.
+
+    Exit status 1 if none answers.
+    """
+    answers = asyncio.run(_ask_nodes(choose_target(target), timeout))
+    if as_json:
+        print(json.dumps({"nodes": [_status_row(answer) for answer in answers]}, indent=2))
+    else:
+        _print_answers(answers)
+    if not any(answer.status for answer in answers):
+        raise typer.Exit(FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a node said, or why it said nothing."""
+
+    address: str
+    status: "cluster_pb2.GetStatusResponse | None" = None
+    problem: str = ""
+
+
+async def _ask_nodes(target: str, timeout_seconds: float) -> list[_Answer]:
+    """The answers of each address in the target, and of each member that those name."""
+    # gRPC: the other commands reach it through `open`, if they do.
+    from kvorum.admin import ClusterAdmin  # noqa: PLC0415
+    from kvorum.target import Cluster, parse_target  # noqa: PLC0415
+
+    async def ask(address: str) -> _Answer:
+        try:
+            return _Answer(address, await admin.status(address, timeout=timeout_seconds))
+        except KvorumError as error:
+            return _Answer(address, problem=str(error))
+
+    async def ask_all(addresses: Iterable[str]) -> list[_Answer]:
+        return list(await asyncio.gather(*map(ask, addresses)))
+
+    parsed = parse_target(target)
+    if not isinstance(parsed, Cluster):
+        raise InvalidTarget(f"{target} is no cluster: only kvorum:// targets have nodes")
+    async with ClusterAdmin(parsed.addresses) as admin:
+        answers = await ask_all(parsed.addresses)
+        members = {
+            member.address
+            for answer in answers
+            if answer.status
+            for member in answer.status.members
+        }
+        answers += await ask_all(sorted(members - set(parsed.addresses)))
+    return answers
+
+
+def _status_row(answer: _Answer) -> dict[str, Any]:
+    status = answer.status
+    return {
+        "address": answer.address,
+        "name": status.name if status else None,
+        "role": node_view.role(status),
+        "leader": status.leader or None if status else None,
+        **node_view.counters(status),
+        "log_bytes": status.log_bytes if status else None,
+        "version": status.version if status else None,
+        "problem": answer.problem or None,
+    }
+
+
+def _print_answers(answers: list[_Answer]) -> None:
+    numbers = node_view.COUNTER_HEADINGS
+    table = console.new_table("address", "name", "role", *numbers, "version", numbers=numbers)
+    for answer in answers:
+        status = answer.status
+        table.add_row(
+            answer.address,
+            status.name if status else "",
+            node_view.role_markup(node_view.role(status)) if status else "[red]unreachable[/]",
+            *map(node_view.cell, node_view.counters(status).values()),
+            status.version if status else "",
+        )
+    console.out().print(table)
+    for answer in answers:
+        if answer.problem:
+            console.err().print(escape(answer.problem), soft_wrap=True)
+
+
+def _describe(entry: "Entry[bytes]") -> dict[str, Any]:
+    return {
+        **records.describe(records.Record(entry.key, entry.value)),
+        "revision": entry.revision,
+        "created_revision": entry.created_revision,
+        "version": entry.version,
+    }
+
+
+def _encode_text(given: bytes, key: str, *, as_json: bool) -> bytes:
+    """What to store for a value that was given as text."""
+    try:
+        text = given.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidArgument(f"the value is not UTF-8 ({error}); store it with --bytes") from None
+    if not as_json:
+        return given
+    try:
+        value = codecs.decode_value(given, "json", key)
+    except DecodeError:
+        value = text
+    return codecs.encode_value(value, "json", key)
+
+
+def _print_value(entry: "Entry[bytes]") -> None:
+    """Print a value for a reader."""
+    try:
+        value = codecs.decode_value(entry.value, "json", entry.key)
+    except DecodeError:
+        console.out().print(Text(_printable(entry.value)), soft_wrap=True)
+    else:
+        console.out().print_json(data=value, ensure_ascii=False)
+
+
+def _preview(entry: "Entry[bytes]") -> str:
+    text = _printable(entry.value[:PREVIEW_BYTES])
+    return text if len(entry.value) <= PREVIEW_BYTES else f"{text}... ({len(entry.value)} bytes)"
+
+
+def _printable(data: bytes) -> str:
+    """Text that cannot steer the terminal: what is no printable character is escaped."""
+    text = data.decode(errors="backslashreplace")
+    return "".join(
+        one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode()
+        for one in text
+    )
+
+
+def _write(data: bytes) -> None:
+    """Write bytes to stdout, after what was printed as text."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()

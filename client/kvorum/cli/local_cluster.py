@@ -1,0 +1,471 @@
+"""A cluster of node processes on this machine: for a first look, for tests, for the demo.
+
+    cluster = LocalCluster(Path(".kvorum"))
+    await cluster.up(nodes=3)               # returns once a write has succeeded
+    kv = await kvorum.open(cluster.target)
+    cluster.kill(await cluster.leader())    # SIGKILL
+    await cluster.down(wipe=True)
+
+Its directory is all there is to it:
+
+    DIR/cluster.json    the nodes and their processes
+    DIR/lock            held by the command that starts or stops nodes
+    DIR/n1/, ...        data directories
+    DIR/n1.log, ...     what the nodes print, from their first start on
+
+Rules of this file: nodes run detached, in sessions of their own, and are found
+again through cluster.json alone; a start that fails ends every process that it
+started. Nothing here prints or parses arguments.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import shutil
+import signal
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from kvorumpb.v1 import cluster_pb2
+
+import kvorum
+from kvorum.admin import ClusterAdmin
+from kvorum.cli import processes
+from kvorum.cli.cluster_file import (
+    ClusterFile,
+    LocalClusterError,
+    NoClusterHere,
+    NodeRecord,
+    ProcessIdentity,
+)
+from kvorum.cli.processes import ProcessState
+from kvorum.errors import KvorumError
+
+DEFAULT_DIRECTORY: Final = Path(".kvorum")
+DEFAULT_NODES: Final = 3
+DEFAULT_BASE_PORT: Final = 7101
+HOST: Final = "127.0.0.1"
+
+START_SECONDS: Final = 30.0
+"""How long nodes may take until they answer and a write has succeeded."""
+STOP_SECONDS: Final = 10.0
+"""How long a node may take to hand over, drain and flush before it is killed."""
+SIGNAL_SECONDS: Final = 5.0
+ANSWER_SECONDS: Final = 2.0
+LOG_LINES: Final = 15
+
+PROBE_KEY: Final = "kvorum/local-cluster/probe"
+"""Deleted to see whether writes succeed: it goes the way of every write, and, since the key
+never exists, leaves nothing behind."""
+
+
+class UnknownNode(LocalClusterError):
+    """The cluster has no node of that name."""
+
+
+class PortTaken(LocalClusterError):
+    """Another process listens where a node is to listen."""
+
+
+class NodeFailed(LocalClusterError):
+    """A node process ended, or did not answer in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalNode:
+    """A node of the cluster and where its things are."""
+
+    name: str
+    address: str
+    data_dir: Path
+    log_file: Path
+    process: ProcessIdentity | None
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReport:
+    """What a node is doing: seen from outside, and as it says itself."""
+
+    node: LocalNode
+    state: ProcessState
+    status: cluster_pb2.GetStatusResponse | None = None
+    """None if it is not running, or does not answer."""
+    problem: str = ""
+    """Why a running node gave no status."""
+
+    @property
+    def pid(self) -> int | None:
+        process = self.node.process
+        return None if process is None or self.state is ProcessState.DEAD else process.pid
+
+    @property
+    def leads(self) -> bool:
+        return self.status is not None and self.status.role == cluster_pb2.LEADER
+
+
+class LocalCluster:
+    """The cluster in a directory, running or not. Constructing it touches nothing.
+
+    Every method but `up` raises NoClusterHere if there is none, and UnknownNode
+    for a name that it does not have.
+    """
+
+    def __init__(self, directory: Path = DEFAULT_DIRECTORY) -> None:
+        self.directory = directory
+
+    # What there is.
+
+    @property
+    def nodes(self) -> tuple[LocalNode, ...]:
+        return tuple(self._locate(record) for record in self._file().nodes)
+
+    @property
+    def target(self) -> str:
+        """What `kvorum.open` takes."""
+        return self._file().target
+
+    def node(self, name: str) -> LocalNode:
+        nodes = {node.name: node for node in self.nodes}
+        if name not in nodes:
+            raise UnknownNode(f"there is no node {name}; the nodes are {', '.join(nodes)}")
+        return nodes[name]
+
+    def state(self, name: str) -> ProcessState:
+        return processes.state(self.node(name).process)
+
+    async def status(self) -> list[NodeReport]:
+        """What each node is doing, in the order of their names."""
+        async with ClusterAdmin([node.address for node in self.nodes]) as admin:
+            return await self._ask_all(admin)
+
+    async def leader(self) -> str:
+        """The name of the node that leads.
+
+        Raises:
+            LocalClusterError: no running node leads at the moment.
+        """
+        leader = _leader(await self.status())
+        if leader is None:
+            raise LocalClusterError("no node leads at the moment")
+        return leader
+
+    def log_tail(self, name: str, lines: int = LOG_LINES) -> list[str]:
+        """The last lines that the node printed."""
+        return tail(self.node(name).log_file, lines)
+
+    # Starting.
+
+    async def up(
+        self,
+        *,
+        nodes: int | None = None,
+        base_port: int | None = None,
+        flags: Sequence[str] = (),
+    ) -> list[str]:
+        """Start every node that is not running, and wait until a write has succeeded.
+
+        A new cluster gets `nodes` nodes (3) on the ports from `base_port` (7101) on, or on any
+        free ones if that is 0, and `flags` as further arguments of `kvorum node`. An existing
+        one is started as it is: running and paused nodes are left alone.
+
+        Returns:
+            The names of the nodes that were started.
+
+        Raises:
+            LocalClusterError: the cluster exists with other nodes or ports than asked for, or
+                no write succeeded in time.
+            PortTaken: and nothing was started.
+            NodeFailed: a node ended at once; the message has its last log lines.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with self._exclusively():
+            try:
+                known = self.nodes
+            except NoClusterHere:
+                return await self._create(_choose_ports(nodes, base_port), tuple(flags))
+            self._refuse_change(known, nodes, base_port)
+            dead = [node for node in known if processes.state(node.process) is ProcessState.DEAD]
+            _refuse_taken_ports(dead)
+            await self._start([node.name for node in dead])
+            return [node.name for node in dead]
+
+    async def restart(self, name: str) -> None:
+        """Stop the node with SIGTERM if it is alive, start it, and wait until it answers."""
+        node = self.node(name)
+        with self._exclusively():
+            await self._stop([node])
+            _refuse_taken_ports([node])
+            await self._start([name], write=False)
+
+    # Ending, pausing.
+
+    def kill(self, name: str) -> None:
+        """End the node with SIGKILL, as a crash would, and return once it is dead."""
+        self._signal(name, signal.SIGKILL)
+        self._await_state([self.node(name)], ProcessState.DEAD)
+
+    def kill_all(self) -> None:
+        """End every node with SIGKILL: what a test or a demo does last, come what may."""
+        self._kill_now(self.nodes)
+
+    def pause(self, name: str) -> None:
+        """Stop the node's time (SIGSTOP): to the others it looks as if cut off."""
+        self._signal(name, signal.SIGSTOP)
+        self._await_state([self.node(name)], ProcessState.PAUSED)
+
+    def resume(self, name: str) -> None:
+        """Let a paused node go on (SIGCONT)."""
+        self._signal(name, signal.SIGCONT)
+
+    async def down(self, *, wipe: bool = False) -> list[str]:
+        """Stop every node with SIGTERM, and with SIGKILL what has not ended in time.
+
+        Args:
+            wipe: remove the data, the logs and the cluster itself, too.
+
+        Returns:
+            The names of the nodes that had to be killed.
+        """
+        nodes = self.nodes
+        with self._exclusively():
+            killed = await self._stop(nodes)
+            if wipe:
+                self._wipe(nodes)
+        return killed
+
+    # The steps.
+
+    async def _create(self, ports: Sequence[int], flags: tuple[str, ...]) -> list[str]:
+        records = tuple(
+            NodeRecord(f"n{number}", f"{HOST}:{port}") for number, port in enumerate(ports, 1)
+        )
+        nodes = [self._locate(record) for record in records]
+        _refuse_taken_ports(nodes)
+        new = [node for node in nodes if not node.data_dir.exists()]
+        ClusterFile(records, flags).write(self.directory)
+        try:
+            await self._start([node.name for node in nodes])
+        except BaseException:
+            # Whatever it was, Ctrl-C included: a cluster that never worked must not
+            # stand in the way of the next attempt. The logs stay, to be read.
+            for node in new:
+                shutil.rmtree(node.data_dir, ignore_errors=True)
+            ClusterFile.remove(self.directory)
+            raise
+        return [node.name for node in nodes]
+
+    async def _start(self, names: Sequence[str], *, write: bool = True) -> None:
+        nodes = [self.node(name) for name in names]
+        logged = {node.name: _size(node.log_file) for node in nodes}
+        try:
+            for name in names:
+                self._spawn(name)
+            await self._wait_until_usable(logged, write=write)
+        except BaseException:
+            self._kill_now([self.node(name) for name in names])
+            raise
+
+    def _spawn(self, name: str) -> None:
+        node, file = self.node(name), self._file()
+        members = ",".join(f"{record.name}={record.address}" for record in file.nodes)
+        command = [
+            # -P: a file of the current directory must not pass for a module.
+            *(sys.executable, "-P", "-m", "kvorum.cli", "node", name),
+            *("--data-dir", str(node.data_dir.absolute())),
+            *("--listen", node.address),
+            *("--cluster", members),
+            *file.flags,
+        ]
+        identity = processes.start(command, node.log_file)
+        records = tuple(
+            replace(record, process=identity) if record.name == name else record
+            for record in file.nodes
+        )
+        replace(file, nodes=records).write(self.directory)
+
+    async def _wait_until_usable(self, started: Mapping[str, int], *, write: bool) -> None:
+        """Wait until the started nodes answer and, if `write`, a write has succeeded.
+
+        `started` says where in its log file the start of each node begins.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + START_SECONDS
+        async with ClusterAdmin([node.address for node in self.nodes]) as admin:
+            while True:
+                self._raise_if_ended(started)
+                reports = await self._ask_all(admin)
+                answered = {report.node.name for report in reports if report.status is not None}
+                if answered.issuperset(started) and (
+                    not write or (_leader(reports) and await self._write_succeeds())
+                ):
+                    return
+                if loop.time() >= deadline:
+                    raise NodeFailed(_describe_trouble(reports))
+                await asyncio.sleep(processes.POLL_SECONDS)
+
+    async def _write_succeeds(self) -> bool:
+        try:
+            async with kvorum.open(self.target, timeout=ANSWER_SECONDS) as kv:
+                await kv.delete(PROBE_KEY)
+        except KvorumError:
+            return False
+        return True
+
+    def _raise_if_ended(self, started: Mapping[str, int]) -> None:
+        for node in map(self.node, started):
+            if processes.state(node.process) is ProcessState.DEAD:
+                lines = tail(node.log_file, LOG_LINES, skip_bytes=started[node.name])
+                last_words = "\n".join(f"  {line}" for line in lines)
+                raise NodeFailed(
+                    f"{node.name} ended while it was starting; {node.log_file} ends with\n"
+                    f"{last_words}"
+                )
+
+    async def _ask_all(self, admin: ClusterAdmin) -> list[NodeReport]:
+        return list(await asyncio.gather(*(_ask(admin, node) for node in self.nodes)))
+
+    async def _stop(self, nodes: Sequence[LocalNode]) -> list[str]:
+        """Stop the nodes; returns the names of those that had to be killed."""
+        for node in nodes:
+            processes.send(node.process, signal.SIGTERM)
+            processes.send(node.process, signal.SIGCONT)  # a paused one could not obey
+
+        def living() -> list[LocalNode]:
+            return [n for n in nodes if processes.state(n.process) is not ProcessState.DEAD]
+
+        await processes.wait_until(lambda: not living(), STOP_SECONDS)
+        stubborn = living()
+        self._kill_now(stubborn)
+        return [node.name for node in stubborn]
+
+    def _kill_now(self, nodes: Sequence[LocalNode]) -> None:
+        for node in nodes:
+            processes.send(node.process, signal.SIGKILL)
+        self._await_state(nodes, ProcessState.DEAD)
+
+    def _await_state(self, nodes: Sequence[LocalNode], state: ProcessState) -> None:
+        for node in nodes:
+            if not processes.wait_for_state(node.process, state, SIGNAL_SECONDS):
+                raise LocalClusterError(f"{node.name} is not {state.value} after a signal to be so")
+
+    def _signal(self, name: str, number: signal.Signals) -> None:
+        if not processes.send(self.node(name).process, number):
+            raise LocalClusterError(f"{name} is not running; `kvorum cluster restart {name}`")
+
+    def _wipe(self, nodes: Sequence[LocalNode]) -> None:
+        """Remove what is the cluster's, and the directory if nothing else is in it."""
+        for node in nodes:
+            shutil.rmtree(node.data_dir, ignore_errors=True)
+            node.log_file.unlink(missing_ok=True)
+        ClusterFile.remove(self.directory)
+        self._lock_path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.directory.rmdir()
+
+    def _file(self) -> ClusterFile:
+        return ClusterFile.read(self.directory)
+
+    def _locate(self, record: NodeRecord) -> LocalNode:
+        return LocalNode(
+            name=record.name,
+            address=record.address,
+            data_dir=self.directory / record.name,
+            log_file=self.directory / f"{record.name}.log",
+            process=record.process,
+        )
+
+    def _refuse_change(
+        self, known: Sequence[LocalNode], nodes: int | None, base_port: int | None
+    ) -> None:
+        if nodes not in (None, len(known)):
+            difference = f"has {len(known)} nodes, not {nodes}"
+        elif base_port not in (None, 0, known[0].port):
+            difference = f"listens from port {known[0].port} on, not {base_port}"
+        else:
+            return
+        raise LocalClusterError(
+            f"the cluster in {self.directory} {difference}; remove it with"
+            " `kvorum cluster down --wipe`, or start another one with --dir"
+        )
+
+    @property
+    def _lock_path(self) -> Path:
+        return self.directory / "lock"
+
+    @contextlib.contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """Hold the lock: two commands that start nodes at once would lose track of some."""
+        with self._lock_path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LocalClusterError(
+                    f"another command is starting or stopping nodes of {self.directory};"
+                    " try again when it has finished"
+                ) from None
+            yield
+
+
+def tail(path: Path, lines: int, *, skip_bytes: int = 0) -> list[str]:
+    """The last lines of a file, of what follows the skipped bytes; none if there is no file."""
+    try:
+        with path.open("rb") as file:
+            file.seek(skip_bytes)
+            last = deque(file, maxlen=lines)
+    except FileNotFoundError:
+        return []
+    return [line.decode("utf-8", "replace").rstrip("\r\n") for line in last]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+async def _ask(admin: ClusterAdmin, node: LocalNode) -> NodeReport:
+    state = processes.state(node.process)
+    if state is not ProcessState.RUNNING:
+        return NodeReport(node, state)
+    try:
+        status = await admin.status(node.address, timeout=ANSWER_SECONDS)
+    except KvorumError as error:
+        return NodeReport(node, state, problem=str(error))
+    return NodeReport(node, state, status)
+
+
+def _leader(reports: Sequence[NodeReport]) -> str | None:
+    """The leader of the highest term: a deposed one that was cut off may not know it yet."""
+    leading = [(r.status.term, r.node.name) for r in reports if r.status is not None and r.leads]
+    return max(leading)[1] if leading else None
+
+
+def _describe_trouble(reports: Sequence[NodeReport]) -> str:
+    views = "; ".join(
+        f"{r.node.name} {r.state.value}" + (f", {r.problem}" if r.problem else "") for r in reports
+    )
+    return f"the cluster is not usable after {START_SECONDS:.0f} s: {views}"
+
+
+def _refuse_taken_ports(nodes: Sequence[LocalNode]) -> None:
+    for node in nodes:
+        if not processes.is_port_free(HOST, node.port):
+            holder = processes.port_holder(node.port) or "another process"
+            raise PortTaken(
+                f"port {node.port}, where {node.name} is to listen, is taken by {holder};"
+                " end that process, or choose other ports with --base-port"
+            )
+
+
+def _choose_ports(nodes: int | None, base_port: int | None) -> Sequence[int]:
+    count = DEFAULT_NODES if nodes is None else nodes
+    if base_port == 0:
+        return processes.free_ports(count)
+    first = DEFAULT_BASE_PORT if base_port is None else base_port
+    return range(first, first + count)

@@ -1,0 +1,38 @@
+"""What a node says about itself, as the tables and `--json` show it."""
+
+from typing import TYPE_CHECKING, Final
+
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from kvorumpb.v1 import cluster_pb2
+
+COUNTERS: Final = ("term", "last_index", "commit_index", "applied_index", "revision")
+"""Fields of GetStatusResponse."""
+
+COUNTER_HEADINGS: Final = ("term", "last", "commit", "applied", "revision")
+
+
+def role(status: "cluster_pb2.GetStatusResponse | None") -> str | None:
+    """`leader`, `follower`, ...; None if the node did not say."""
+    if status is None:
+        return None
+    # Protobuf is loaded already if there is a status, and not needed if there is none.
+    from kvorumpb.v1 import cluster_pb2  # noqa: PLC0415
+
+    return cluster_pb2.Role.Name(status.role).lower()
+
+
+def role_markup(name: str | None) -> str:
+    """The role for a table: the leader is what a reader looks for first."""
+    return "[bold green]leader[/]" if name == "leader" else escape(name or "")
+
+
+def counters(status: "cluster_pb2.GetStatusResponse | None") -> dict[str, int | None]:
+    """Term, positions and revision by their names in the protocol."""
+    return {name: None if status is None else getattr(status, name) for name in COUNTERS}
+
+
+def cell(value: object) -> str:
+    """A value for a table; nothing for None."""
+    return "" if value is None else escape(str(value))

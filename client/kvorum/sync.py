@@ -1,0 +1,294 @@
+"""The store, for threads: every call of `KV`, without await.
+
+One event loop runs in one thread of its own, and carries out the calls of all
+threads, so that they share one connection and its batches.
+"""
+
+# ruff: noqa: A002 - `type` and `timeout` are the words of the public API
+
+import asyncio
+import os
+import threading
+from collections.abc import Awaitable, Coroutine, Iterator
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar, overload
+
+from kvorum import limits
+from kvorum.atomic import SyncAtomic
+from kvorum.codecs import Key, ValueType
+from kvorum.entry import Entry, Page
+from kvorum.errors import Closed
+from kvorum.kv import KV
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """An event loop in a daemon thread, and the way into it from other threads."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="kvorum", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_here(self) -> bool:
+        """False in a child process: a fork copies the object, but not the thread."""
+        return os.getpid() == self._pid
+
+    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run the coroutine in the loop; return or raise what it does.
+
+        If the calling thread is interrupted, the coroutine is cancelled.
+        """
+        future = self._submit(coroutine)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def stop(self) -> None:
+        """End the loop when what was submitted has ended, and join its thread."""
+        with self._lock:
+            self._stopped = True
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        # The order matters: after a fork, the lock may be held by a thread that is not there.
+        if not self.is_here:
+            coroutine.close()
+            raise Closed(
+                f"the store was opened in process {self._pid} and does not survive a fork: "
+                "open another one in this process"
+            )
+        with self._lock:
+            if not self._stopped:
+                return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        coroutine.close()
+        raise Closed("the store is closed")
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+        # What was submitted just before the stop; the store is closed, so it ends by itself.
+        while tasks := asyncio.all_tasks(self._loop):
+            self._loop.run_until_complete(asyncio.wait(tasks))
+        self._loop.close()
+
+
+class SyncKV:
+    """A store for threads. Made by `kvorum.open_sync`; any thread may use it.
+
+    Every method does what the method of `KV` with its name does, and raises the
+    same errors.
+    """
+
+    def __init__(self, kv: KV, thread: LoopThread) -> None:
+        self._kv = kv
+        self._thread = thread
+        self._closing = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def open(cls, opening: Awaitable[KV]) -> Self:
+        """Open a store in a loop of its own."""
+
+        async def open_there() -> KV:
+            return await opening
+
+        thread = LoopThread()
+        try:
+            return cls(thread.call(open_there()), thread)
+        except BaseException:
+            thread.stop()
+            raise
+
+    def put(
+        self,
+        key: Key,
+        value: Any,
+        *,
+        type: ValueType | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Like `KV.put`."""
+        return self._thread.call(self._kv.put(key, value, type=type, timeout=timeout))
+
+    @overload
+    def get(
+        self, key: Key, *, type: Literal["text"], timeout: float | None = None
+    ) -> Entry[str] | None: ...
+
+    @overload
+    def get(
+        self, key: Key, *, type: Literal["bytes"], timeout: float | None = None
+    ) -> Entry[bytes] | None: ...
+
+    @overload
+    def get(
+        self, key: Key, *, type: ValueType | None = None, timeout: float | None = None
+    ) -> Entry[Any] | None: ...
+
+    def get(
+        self, key: Key, *, type: ValueType | None = None, timeout: float | None = None
+    ) -> Entry[Any] | None:
+        """Like `KV.get`."""
+        return self._thread.call(self._kv.get(key, type=type, timeout=timeout))
+
+    def delete(self, key: Key, *, timeout: float | None = None) -> bool:
+        """Like `KV.delete`."""
+        return self._thread.call(self._kv.delete(key, timeout=timeout))
+
+    @overload
+    def list(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        type: Literal["text"],
+        timeout: float | None = None,
+    ) -> Page[str]: ...
+
+    @overload
+    def list(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        type: Literal["bytes"],
+        timeout: float | None = None,
+    ) -> Page[bytes]: ...
+
+    @overload
+    def list(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        type: ValueType | None = None,
+        timeout: float | None = None,
+    ) -> Page[Any]: ...
+
+    def list(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        type: ValueType | None = None,
+        timeout: float | None = None,
+    ) -> Page[Any]:
+        """Like `KV.list`."""
+        return self._thread.call(
+            self._kv.list(
+                prefix,
+                start=start,
+                end=end,
+                limit=limit,
+                cursor=cursor,
+                type=type,
+                timeout=timeout,
+            )
+        )
+
+    @overload
+    def scan(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        page_size: int = limits.DEFAULT_PAGE_RECORDS,
+        type: Literal["text"],
+    ) -> Iterator[Entry[str]]: ...
+
+    @overload
+    def scan(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        page_size: int = limits.DEFAULT_PAGE_RECORDS,
+        type: Literal["bytes"],
+    ) -> Iterator[Entry[bytes]]: ...
+
+    @overload
+    def scan(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        page_size: int = limits.DEFAULT_PAGE_RECORDS,
+        type: ValueType | None = None,
+    ) -> Iterator[Entry[Any]]: ...
+
+    def scan(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        page_size: int = limits.DEFAULT_PAGE_RECORDS,
+        type: ValueType | None = None,
+    ) -> Iterator[Entry[Any]]:
+        """Like `KV.scan`."""
+        cursor = None
+        while True:
+            page = self.list(
+                prefix, start=start, end=end, limit=page_size, cursor=cursor, type=type
+            )
+            yield from page.entries
+            if page.complete:
+                return
+            cursor = page.cursor
+
+    def add(self, key: Key, amount: int = 1, *, timeout: float | None = None) -> int:
+        """Like `KV.add`."""
+        return self._thread.call(self._kv.add(key, amount, timeout=timeout))
+
+    def atomic(self) -> SyncAtomic:
+        """Like `KV.atomic`."""
+        return SyncAtomic(self._kv.atomic(), self._thread.call)
+
+    def close(self) -> None:
+        """Release the store and end its thread. Calls under way fail with `Closed`."""
+        if not self._thread.is_here:
+            return
+        with self._closing:
+            if not self._closed:
+                self._thread.call(self._kv.close())
+                self._closed = True
+                self._thread.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return repr(self._kv).replace("KV", "SyncKV", 1)

@@ -1,0 +1,114 @@
+"""What a node is told: one frozen value, checked as a whole before anything starts."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from kvorum_node.raft.types import NodeId
+
+NAME_PATTERN = r"^n[1-9][0-9]{0,8}$"
+
+
+class NodeConfig(BaseModel):
+    """The configuration of one node. Flags, environment and file all end here."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=NAME_PATTERN)
+    """Of this node, an n and a number. Belongs to the data directory for ever."""
+
+    data_dir: Path
+    """Where the node keeps everything. Never shared, never copied to another node."""
+
+    listen: str
+    """host:port to serve clients and peers on."""
+
+    advertise: str = ""
+    """host:port under which others reach this node; its entry in `cluster` if empty."""
+
+    cluster: Mapping[str, str]
+    """The members by name, with their addresses: the same on every node, fixed at the start."""
+
+    cluster_name: str = Field(default="kvorum", min_length=1)
+    """Tells clusters apart that would have the same addresses: part of the cluster's id."""
+
+    fsync: bool = True
+    """Off: a crash of the machine loses acknowledged writes, and may undo a vote. For tests."""
+
+    tick_ms: int = Field(default=50, ge=1, le=10_000)
+    """The unit of the node's time."""
+
+    election_timeout_ms: int = Field(default=1000, ge=10, le=600_000)
+    """A leader that is silent for so long is replaced. Smaller: shorter stalls, but elections
+    where the network or the disk is merely slow."""
+
+    log_max_bytes: int = Field(default=256 << 20, ge=1 << 16)
+    """Beyond it the older half of the Raft log is dropped; a follower that needs it cannot
+    catch up. Larger: more disk, and longer outages that a node can make good."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+
+    @field_validator("listen", "advertise")
+    @classmethod
+    def _is_address(cls, address: str) -> str:
+        return check_address(address) if address else address
+
+    @field_validator("cluster")
+    @classmethod
+    def _are_members(cls, cluster: Mapping[str, str]) -> Mapping[str, str]:
+        for name, address in cluster.items():
+            parse_name(name)
+            check_address(address)
+        if len(set(cluster.values())) != len(cluster):
+            raise ValueError("two members have the same address")
+        return cluster
+
+    @model_validator(mode="after")
+    def _relations(self) -> Self:
+        if self.name not in self.cluster:
+            raise ValueError(f"{self.name} is not among the members: {', '.join(self.cluster)}")
+        if self.advertise and self.advertise != self.cluster[self.name]:
+            raise ValueError(
+                f"advertise is {self.advertise}, but the cluster knows {self.name} as"
+                f" {self.cluster[self.name]}"
+            )
+        if self.election_timeout_ms < 6 * self.tick_ms:
+            raise ValueError(
+                f"election_timeout_ms ({self.election_timeout_ms}) must be at least 6 tick_ms"
+                f" ({self.tick_ms}): a heartbeat takes 2 ticks, and one may be lost"
+            )
+        return self
+
+    @property
+    def node_id(self) -> NodeId:
+        return parse_name(self.name)
+
+    @property
+    def addresses(self) -> dict[NodeId, str]:
+        return {parse_name(name): address for name, address in self.cluster.items()}
+
+    @property
+    def cluster_id(self) -> str:
+        """The same on every node, another one in every other cluster."""
+        members = ",".join(f"n{node}={self.addresses[node]}" for node in sorted(self.addresses))
+        text = f"{self.cluster_name}/{members}".encode()
+        return hashlib.blake2b(text, digest_size=8, person=b"kvorum-cluster").hexdigest()
+
+
+def parse_name(name: str) -> NodeId:
+    """The id of the node that is written so: 1 for `n1`."""
+    if not (name.startswith("n") and name[1:].isascii() and name[1:].isdigit()) or name[1] == "0":
+        raise ValueError(f"{name!r} is no node name: it is an n and a number, such as n1")
+    return NodeId(int(name[1:]))
+
+
+def check_address(address: str) -> str:
+    """The address itself, if it is a host and a port."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{address!r} is no address: it is host:port, such as 127.0.0.1:7101")
+    return address

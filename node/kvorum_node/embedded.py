@@ -1,0 +1,58 @@
+"""A node of its own inside the process of its only client: `memory:` and a directory.
+
+It is a group of one voter, with the same log and the same state machine as a
+cluster, and without a network. In memory it keeps its promises as long as the
+process lives; on a directory, an acknowledged write is on the disk.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvorumpb.v1.kv_pb2 import Call, Reply
+
+from kvorum_node.node import Node, Timing
+from kvorum_node.raft.types import NodeId
+from kvorum_node.storage.data_directory import Identity, Storage
+
+_LOG_MAX_BYTES = 16 << 20
+"""There is no follower to keep a longer log for."""
+
+
+class EmbeddedNode:
+    """Opened by `open`, closed by `close`; both on the same event loop."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    @classmethod
+    async def open(cls, directory: Path | None) -> "EmbeddedNode":
+        """Open the store in the directory, or a new one in memory if it is None.
+
+        Raises:
+            DataDirectoryInUse, DataDirectoryMismatch, StorageError
+        """
+        if directory is None:
+            storage = Storage.memory(Identity(cluster_id="memory", node_id=NodeId(1)))
+        else:
+            storage = Storage.open(directory, None)
+        try:
+            node = Node(
+                storage,
+                {storage.identity.node_id: ""},
+                timing=Timing(),
+                log_max_bytes=_LOG_MAX_BYTES,
+            )
+        except BaseException:
+            storage.close()
+            raise
+        node.start()
+        await node.wait_leader()
+        return cls(node)
+
+    async def execute(self, calls: Sequence[Call]) -> list[Reply]:
+        """Serve calls; errors of a call are in its reply."""
+        return await self._node.dispatcher.execute(calls)
+
+    async def close(self) -> None:
+        """Finish what is under way, flush, and release the directory."""
+        await self._node.stop()

@@ -1,0 +1,401 @@
+"""One Raft group on one node: the core, its log, its state machine, and who waits for what.
+
+The core speaks of entries and reads by number; clients wait for futures. This
+file keeps the two together:
+
+    submit  -> queued -> staged into an entry at index@term -> applied: the results
+    read    -> queued -> asked of the core as one request   -> confirmed and applied
+
+Every future is resolved exactly once: with a result, or with an error that says
+whether the write may have been applied. Nothing here awaits; the driver calls
+`stage` before it takes a Ready, and `apply` when it carries one out.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvorum import limits
+from kvorum.errors import (
+    DeadlineExceeded,
+    KvorumError,
+    NoLeader,
+    NotLeader,
+    OutcomeUnknown,
+    Overloaded,
+)
+from kvorumpb.v1.cluster_pb2 import Role
+from kvorumpb.v1.command_pb2 import CommandBatch, TransactionResult
+
+from kvorum_node.machine import Machine
+from kvorum_node.raft.candidate import Candidate
+from kvorum_node.raft.core import Raft, Ready
+from kvorum_node.raft.follower import Follower
+from kvorum_node.raft.leader import Leader
+from kvorum_node.raft.read_index import ReadState
+from kvorum_node.raft.types import (
+    GroupId,
+    Index,
+    NodeId,
+    NotLeading,
+    Position,
+    Term,
+    TooManyUncommitted,
+    node_name,
+)
+from kvorum_node.storage.engine import Batch
+from kvorum_node.storage.raft_log import RaftLogStore
+
+COMMAND_FORMAT = 1
+
+Write = asyncio.Future[list[TransactionResult]]
+Read = asyncio.Future[None]
+
+
+@dataclass(slots=True)
+class _Submission:
+    """Commands that one caller wants answered together."""
+
+    commands: bytes
+    """A serialised CommandBatch without its header: such pieces can be joined as bytes."""
+
+    count: int
+    deadline: float
+    future: Write
+
+
+@dataclass(slots=True)
+class _Proposal:
+    """An entry on its way, and the submissions in it."""
+
+    term: Term
+    submissions: list[_Submission]
+
+
+@dataclass(slots=True)
+class _Reads:
+    deadline: float
+    future: Read
+
+
+@dataclass(slots=True)
+class _Waiters:
+    queued: list[_Submission] = field(default_factory=list)
+    queued_bytes: int = 0
+    proposals: dict[Index, _Proposal] = field(default_factory=dict)
+    reads_queued: list[_Reads] = field(default_factory=list)
+    reads_asked: dict[int, list[_Reads]] = field(default_factory=dict)
+    reads_confirmed: deque[tuple[Index, list[_Reads]]] = field(default_factory=deque)
+
+
+class Group:
+    def __init__(
+        self,
+        group: GroupId,
+        raft: Raft,
+        machine: Machine,
+        log: RaftLogStore,
+        *,
+        addresses: dict[NodeId, str],
+        clock_ms: Callable[[], int],
+        wake: Callable[[], None],
+    ) -> None:
+        self.id = group
+        self.raft = raft
+        self.machine = machine
+        self.log = log
+        self.addresses = addresses
+        self.logger = _GroupLogger(self)
+        self.leadership_changed: Callable[[], None] = lambda: None
+        self._clock_ms = clock_ms
+        self._wake = wake
+        self._waiters = _Waiters()
+        self._next_read = 0
+        self._seen: tuple[Term, NodeId | None, Role.ValueType] = (Term(0), None, Role.FOLLOWER)
+        self._ticks_since_lead = 0
+
+    # What clients want.
+
+    def submit(self, commands: bytes, count: int, *, deadline: float) -> Write:
+        """Have commands applied in order; the future gives one result each.
+
+        Args:
+            commands: a serialised CommandBatch with nothing but commands.
+            deadline: on the event loop's clock.
+
+        Raises:
+            NotLeader, NoLeader, Overloaded: nothing was taken.
+        """
+        self._require_leader()
+        waiters = self._waiters
+        if waiters.queued_bytes and (
+            waiters.queued_bytes + len(commands) > limits.MAX_UNCOMMITTED_BYTES
+        ):
+            raise _overloaded()
+        future: Write = asyncio.get_running_loop().create_future()
+        waiters.queued.append(_Submission(commands, count, deadline, future))
+        waiters.queued_bytes += len(commands)
+        self._wake()
+        return future
+
+    def read(self, *, deadline: float) -> Read:
+        """Wait until the state holds every write acknowledged before this call.
+
+        Raises:
+            NotLeader, NoLeader
+        """
+        self._require_leader()
+        future: Read = asyncio.get_running_loop().create_future()
+        self._waiters.reads_queued.append(_Reads(deadline, future))
+        self._wake()
+        return future
+
+    # What the driver calls.
+
+    def stage(self) -> None:
+        """Bring what has been queued to the core: writes as few entries, reads as one request."""
+        waiters = self._waiters
+        if waiters.reads_queued:
+            reads, waiters.reads_queued = waiters.reads_queued, []
+            self._next_read += 1
+            try:
+                self.raft.read_index(self._next_read)
+            except NotLeading:
+                self._fail_reads(reads)
+            else:
+                waiters.reads_asked[self._next_read] = reads
+        if waiters.queued:
+            queued, waiters.queued, waiters.queued_bytes = waiters.queued, [], 0
+            for submissions in _cut_into_entries(queued):
+                self._propose(submissions)
+
+    def save(self, batch: Batch, ready: Ready) -> None:
+        """Add what the Ready wants on the disk."""
+        if ready.entries:
+            self.log.append(batch, ready.entries)
+        if ready.hard_state is not None:
+            self.log.save_hard_state(batch, ready.hard_state)
+
+    def apply(self, ready: Ready) -> None:
+        """Apply what is committed, and answer whoever waits for it."""
+        if ready.committed:
+            results = self.machine.apply(ready.committed)
+            for entry, outcome in zip(ready.committed, results, strict=True):
+                proposal = self._waiters.proposals.pop(entry.index, None)
+                if proposal is None:
+                    continue
+                if proposal.term == entry.term:
+                    _settle(proposal, outcome)
+                else:  # another leader's entry stands there: ours is gone for good
+                    self._refuse(proposal.submissions)
+        self._answer_reads(ready.reads)
+
+    def observe(self) -> None:
+        """Notice a change of role, leader or term: log it, and settle what it settles."""
+        raft = self.raft
+        seen = (raft.term, raft.leader, self.role)
+        if seen == self._seen:
+            return
+        before, self._seen = self._seen, seen
+        match seen[2], before[2]:
+            case Role.LEADER, _:
+                self.logger.info("leads")
+            case _, Role.LEADER:
+                self._ticks_since_lead = 0
+                self._fail_all_reads()
+                self.logger.info("leads no more")
+            case Role.FOLLOWER, _ if raft.leader is not None:
+                self.logger.info("follows %s", node_name(raft.leader))
+            case _:
+                self.logger.info("knows no leader")
+        self.leadership_changed()
+
+    def tick(self, now: float) -> None:
+        self.raft.tick()
+        self._expire(now)
+        self._ticks_since_lead += 1
+        if (
+            self._waiters.proposals
+            and self.role is not Role.LEADER
+            and self._ticks_since_lead > self.raft.settings.election_ticks
+        ):
+            # By now another leader has committed or replaced them, but where this node
+            # hears no leader it cannot know which.
+            self._abandon("the leader was lost before it could say")
+
+    def close(self) -> None:
+        """Settle everything that still waits."""
+        self._refuse(self._waiters.queued)
+        self._waiters.queued = []
+        self._fail_all_reads()
+        self._abandon("the node stopped before the write was committed")
+
+    # What others ask.
+
+    @property
+    def role(self) -> Role.ValueType:
+        match self.raft.role:
+            case Leader():
+                return Role.LEADER
+            case Candidate(pre=True):
+                return Role.PRE_CANDIDATE
+            case Candidate():
+                return Role.CANDIDATE
+            case Follower():
+                return Role.FOLLOWER
+
+    def under_way(self) -> "list[Write | Read]":
+        """What clients wait for."""
+        waiters = self._waiters
+        submissions = [
+            *waiters.queued,
+            *(one for proposal in waiters.proposals.values() for one in proposal.submissions),
+        ]
+        reads = [*waiters.reads_queued, *self._reads_under_way()]
+        futures: list[Write | Read] = [one.future for one in submissions]
+        futures += [one.future for one in reads]
+        return [future for future in futures if not future.done()]
+
+    def not_leader(self) -> KvorumError:
+        """The error that sends a client to the leader, as far as it is known."""
+        leader = self.raft.leader
+        if leader is None or leader == self.raft.node:
+            return NoLeader(f"{node_name(self.raft.node)} knows no leader now; an election is due")
+        return NotLeader(
+            f"{node_name(self.raft.node)} does not lead; {node_name(leader)} does",
+            leader=node_name(leader),
+            address=self.addresses[leader],
+        )
+
+    def _require_leader(self) -> None:
+        if not isinstance(self.raft.role, Leader):
+            raise self.not_leader()
+
+    def _propose(self, submissions: list[_Submission]) -> None:
+        header = CommandBatch(format=COMMAND_FORMAT, log_time_ms=self._clock_ms())
+        # Serialised messages that are joined parse as one message: a repeated field gets
+        # the elements of all (protobuf encoding, "Last One Wins" and merging).
+        data = header.SerializeToString() + b"".join(one.commands for one in submissions)
+        try:
+            position: Position = self.raft.propose(data)
+        except NotLeading:
+            self._refuse(submissions)
+        except TooManyUncommitted:
+            _fail(submissions, _overloaded)
+        else:
+            self._waiters.proposals[position.index] = _Proposal(position.term, submissions)
+
+    def _answer_reads(self, confirmed: Sequence[ReadState]) -> None:
+        waiters = self._waiters
+        for state in confirmed:
+            for request in state.requests:
+                reads = waiters.reads_asked.pop(request, None)
+                if reads is not None:
+                    waiters.reads_confirmed.append((state.index, reads))
+        applied = self.machine.applied
+        while waiters.reads_confirmed and waiters.reads_confirmed[0][0] <= applied:
+            for read in waiters.reads_confirmed.popleft()[1]:
+                if not read.future.done():
+                    read.future.set_result(None)
+
+    def _expire(self, now: float) -> None:
+        waiters = self._waiters
+        for proposal in waiters.proposals.values():
+            for one in proposal.submissions:
+                if one.deadline <= now and not one.future.done():
+                    one.future.set_exception(
+                        DeadlineExceeded(
+                            "the write was not committed in time; it may be yet", maybe_applied=True
+                        )
+                    )
+        for read in self._reads_under_way():
+            if read.deadline <= now and not read.future.done():
+                read.future.set_exception(
+                    DeadlineExceeded("no majority has confirmed the leader in time")
+                )
+
+    def _refuse(self, submissions: Sequence[_Submission]) -> None:
+        _fail(submissions, self.not_leader)
+
+    def _abandon(self, why: str) -> None:
+        proposals, self._waiters.proposals = self._waiters.proposals, {}
+        for proposal in proposals.values():
+            _fail(proposal.submissions, lambda: OutcomeUnknown(f"outcome unknown: {why}"))
+
+    def _fail_reads(self, reads: Sequence[_Reads]) -> None:
+        for read in reads:
+            if not read.future.done():
+                read.future.set_exception(self.not_leader())
+
+    def _fail_all_reads(self) -> None:
+        waiters = self._waiters
+        self._fail_reads([*waiters.reads_queued, *self._reads_under_way()])
+        waiters.reads_queued = []
+        waiters.reads_asked.clear()
+        waiters.reads_confirmed.clear()
+
+    def _reads_under_way(self) -> list[_Reads]:
+        waiters = self._waiters
+        return [
+            *(read for reads in waiters.reads_asked.values() for read in reads),
+            *(read for _, reads in waiters.reads_confirmed for read in reads),
+        ]
+
+
+class _GroupLogger(logging.LoggerAdapter[logging.Logger]):
+    """Opens every line with who speaks, in which role, and where its log ends: `n1 leader 7@3`."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__(logging.getLogger("kvorum.node"))
+        self._group = group
+
+    def process(
+        self, msg: Any, kwargs: MutableMapping[str, Any]
+    ) -> tuple[Any, MutableMapping[str, Any]]:
+        group = self._group
+        kwargs["extra"] = {
+            "node": node_name(group.raft.node),
+            "role": Role.Name(group.role).lower().replace("_", "-"),
+            "position": str(group.raft.log.last),
+            "term": group.raft.term,
+        }
+        return msg, kwargs
+
+
+def _cut_into_entries(queued: Sequence[_Submission]) -> list[list[_Submission]]:
+    """Share the submissions out to entries of about limits.MAX_BATCH_BYTES."""
+    entries: list[list[_Submission]] = []
+    size = limits.MAX_BATCH_BYTES
+    for submission in queued:
+        if size >= limits.MAX_BATCH_BYTES:
+            entries.append([])
+            size = 0
+        entries[-1].append(submission)
+        size += len(submission.commands)
+    return entries
+
+
+def _settle(proposal: _Proposal, results: list[TransactionResult]) -> None:
+    start = 0
+    for one in proposal.submissions:
+        end = start + one.count
+        if not one.future.done():
+            one.future.set_result(results[start:end])
+        start = end
+
+
+def _fail(submissions: Sequence[_Submission], error: Callable[[], KvorumError]) -> None:
+    for one in submissions:
+        if not one.future.done():
+            one.future.set_exception(error())
+
+
+def _overloaded() -> Overloaded:
+    return Overloaded(
+        "the node holds as many uncommitted writes as it may; try again soon",
+        limit="MAX_UNCOMMITTED_BYTES",
+        maximum=limits.MAX_UNCOMMITTED_BYTES,
+    )

@@ -1,0 +1,63 @@
+"""From an entry's data to commands, all of which this version knows.
+
+Rule: an entry is understood as a whole or not at all. Nothing of it runs before
+every command, check and operation in it, in both branches, has been recognised,
+so that a node stops at the same entry whatever its state and whichever branch
+would have run.
+"""
+
+from typing import Final
+
+from google.protobuf.message import DecodeError
+from kvorum.errors import StorageError
+from kvorumpb.v1.command_pb2 import CommandBatch, Transaction
+
+from kvorum_node.raft.types import Entry
+
+FORMAT: Final = 1
+"""CommandBatch.format: the instruction set that this version writes and understands."""
+
+
+class UnknownCommand(StorageError):
+    """A committed entry holds what this version cannot carry out; the node must stop."""
+
+    reason = "UNKNOWN_COMMAND"
+
+
+def decode_batch(entry: Entry) -> CommandBatch:
+    """The commands of an entry of kind COMMANDS. Raises UnknownCommand."""
+    try:
+        batch = CommandBatch.FromString(entry.data)
+    except DecodeError as error:
+        raise UnknownCommand(
+            f"entry {entry} is not a batch of commands: its {len(entry.data):,} bytes cannot be "
+            "decoded. The node stops, since it cannot skip what other nodes may have applied"
+        ) from error
+    if batch.format != FORMAT:
+        raise UnknownCommand(
+            f"entry {entry} has format {batch.format}, and this version knows {FORMAT} alone. "
+            "The node stops; run the version that the other nodes run"
+        )
+    for position, command in enumerate(batch.commands):
+        if command.WhichOneof("command") is None or not _is_known(command.transaction):
+            raise UnknownCommand(
+                f"command {position} of entry {entry} holds an instruction that this version "
+                "does not know. The node stops; run the version that the other nodes run"
+            )
+    return batch
+
+
+def _is_known(transaction: Transaction) -> bool:
+    for operation in transaction.operations:
+        if operation.WhichOneof("operation") is None:
+            return False
+    # Absent from most transactions; asking is cheaper than iterating over nothing.
+    if checks := transaction.checks:
+        for check in checks:
+            if check.WhichOneof("condition") is None:
+                return False
+    if otherwise := transaction.otherwise:
+        for operation in otherwise:
+            if operation.WhichOneof("operation") is None:
+                return False
+    return True

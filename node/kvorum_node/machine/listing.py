@@ -1,0 +1,53 @@
+"""Pages of records in key order.
+
+Rules: a page begins by seeking, so the thousandth costs what the first costs; it
+ends before the record that would take it beyond its count or its bytes, but holds
+at least one; and it looks one record ahead, so that a page which is full and
+the last says that it is the last.
+"""
+
+from kvorum import limits
+from kvorumpb.v1.kv_pb2 import ListRequest, ListResponse
+
+from kvorum_node.machine import cursor, records
+from kvorum_node.machine.cursor import Selection
+from kvorum_node.raft.types import GroupId
+from kvorum_node.storage import layout
+from kvorum_node.storage.engine import Engine, Family
+
+
+def list_records(
+    engine: Engine, group: GroupId, revision: int, request: ListRequest
+) -> ListResponse:
+    """The page that the request asks for. Raises InvalidCursor."""
+    selection = select(group, request)
+    start = selection.start
+    if request.page_token:
+        # The smallest key above the last one that was returned.
+        start = cursor.decode(request.page_token, selection) + b"\0"
+    response = ListResponse(revision=revision)
+    maximum_records = request.page_size or limits.DEFAULT_PAGE_RECORDS
+    page, page_bytes, last = response.records, 0, b""
+    for stored_key, stored in engine.scan(
+        Family.DATA, *layout.data_range(group, start, selection.end)
+    ):
+        page_bytes += len(stored_key) + len(stored)
+        if page and (len(page) == maximum_records or page_bytes > limits.MAX_PAGE_BYTES):
+            response.next_page_token = cursor.encode(last, selection)
+            break
+        last = layout.user_key(stored_key)
+        record = page.add()
+        record.key = last
+        records.load(record, last, stored)
+    return response
+
+
+def select(group: GroupId, request: ListRequest) -> Selection:
+    """The keys that the request selects, as one range."""
+    match request.WhichOneof("selection"):
+        case "prefix":
+            return Selection(group, request.prefix, layout.prefix_end(request.prefix))
+        case "range":
+            return Selection(group, request.range.start, request.range.end or None)
+        case None:
+            return Selection(group, b"", None)

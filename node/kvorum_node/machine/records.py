@@ -1,0 +1,23 @@
+"""Records as the engine holds them: a serialised Record without its key, under its key.
+
+The key is left out on disk because the storage key says it, and put back in
+whatever leaves the machine.
+"""
+
+from google.protobuf.message import DecodeError
+from kvorum.errors import StorageError
+from kvorumpb.v1.command_pb2 import Record
+
+
+def load(record: Record, key: bytes, stored: bytes) -> None:
+    """Fill the empty record from what the engine holds under the key.
+
+    Raises StorageError if that is no record: the disk has altered it.
+    """
+    try:
+        record.MergeFromString(stored)
+    except DecodeError as error:
+        raise StorageError(
+            f"what is stored under the key {key[:48]!r} is not a record: the disk has altered it; "
+            "replace this node"
+        ) from error

@@ -1,0 +1,203 @@
+"""Calls in, replies out: the one way by which every client request reaches the state machine.
+
+The session stream, the unary methods and the store embedded in a process all end
+here. A set of calls costs one log entry for its writes and one read round for
+its reads, however many they are; a call that is refused does not touch the others.
+
+Nothing is decided about data here: validation.py says what a request may be, the
+state machine what it does, and kvorum/status.py how an error travels.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+
+from kvorum import limits
+from kvorum.errors import (
+    IntegerOverflow,
+    InvalidArgument,
+    KvorumError,
+    NotAnInteger,
+    OperationFailed,
+    ShuttingDown,
+)
+from kvorum.status import to_status
+from kvorumpb.v1.command_pb2 import CommandBatch, OperationError, TransactionResult
+from kvorumpb.v1.kv_pb2 import Call, Reply
+
+from kvorum_node import validation
+from kvorum_node.group import Group
+
+Emit = Callable[[list[Reply]], None]
+
+_OPERATION_ERRORS: dict[int, type[OperationFailed]] = {
+    OperationError.NOT_AN_INTEGER: NotAnInteger,
+    OperationError.INTEGER_OVERFLOW: IntegerOverflow,
+}
+
+
+class Dispatcher:
+    """Serves the calls of one node's clients."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._draining = False
+
+    def drain(self) -> None:
+        """Refuse calls from now on; those under way go on."""
+        self._draining = True
+
+    def dispatch(self, calls: Iterable[Call], emit: Emit) -> None:
+        """Start the calls. `emit` is given each one's reply exactly once, at once or in parts."""
+        loop = asyncio.get_running_loop()
+        refused: list[Reply] = []
+        reads: list[Call] = []
+        writes: list[Call] = []
+        commands = CommandBatch()
+        timeout_ms = 0
+        for call in calls:
+            try:
+                if self._draining:
+                    raise ShuttingDown("the node is shutting down")
+                if _add_command(call, commands):
+                    writes.append(call)
+                else:
+                    _validate_read(call)
+                    reads.append(call)
+            except KvorumError as error:
+                refused.append(Reply(id=call.id, error=to_status(error)))
+            timeout_ms = max(timeout_ms, call.timeout_ms)
+        if not 0 < timeout_ms <= limits.MAX_CALL_TIMEOUT_MS:
+            timeout_ms = limits.MAX_CALL_TIMEOUT_MS
+        deadline = loop.time() + timeout_ms / 1000
+        if writes:
+            self._write(writes, commands, deadline, emit)
+        if reads:
+            self._read(reads, deadline, emit)
+        if refused:
+            emit(refused)
+
+    async def execute(self, calls: Sequence[Call]) -> list[Reply]:
+        """Serve the calls and return their replies, in any order. Raises nothing of its own."""
+        replies: list[Reply] = []
+        done = asyncio.get_running_loop().create_future()
+
+        def collect(some: list[Reply]) -> None:
+            replies.extend(some)
+            if len(replies) == len(calls) and not done.done():
+                done.set_result(None)
+
+        self.dispatch(calls, collect)
+        if calls:
+            await done
+        return replies
+
+    def _write(
+        self, calls: list[Call], commands: CommandBatch, deadline: float, emit: Emit
+    ) -> None:
+        try:
+            future = self._group.submit(commands.SerializeToString(), len(calls), deadline=deadline)
+        except KvorumError as error:
+            emit(_refusals(calls, error))
+            return
+
+        def answer(future: asyncio.Future[list[TransactionResult]]) -> None:
+            error = future.exception()
+            if error is None:
+                emit(
+                    [
+                        _write_reply(call, result)
+                        for call, result in zip(calls, future.result(), strict=True)
+                    ]
+                )
+            else:
+                emit(_refusals(calls, error))
+
+        future.add_done_callback(answer)
+
+    def _read(self, calls: list[Call], deadline: float, emit: Emit) -> None:
+        try:
+            future = self._group.read(deadline=deadline)
+        except KvorumError as error:
+            emit(_refusals(calls, error))
+            return
+
+        def answer(future: asyncio.Future[None]) -> None:
+            error = future.exception()
+            if error is None:
+                emit([self._read_reply(call) for call in calls])
+            else:
+                emit(_refusals(calls, error))
+
+        future.add_done_callback(answer)
+
+    def _read_reply(self, call: Call) -> Reply:
+        reply = Reply(id=call.id)
+        machine = self._group.machine
+        try:
+            if call.WhichOneof("request") == "get":
+                reply.get.revision = machine.revision
+                record = machine.get(call.get.key)
+                if record is not None:
+                    reply.get.record.CopyFrom(record)
+            else:
+                reply.list.CopyFrom(machine.list(call.list))
+        except KvorumError as error:
+            reply.error.CopyFrom(to_status(error))
+        return reply
+
+
+def _add_command(call: Call, commands: CommandBatch) -> bool:
+    """Add the call's command, if it is a write. Raises InvalidArgument, and adds nothing then."""
+    match call.WhichOneof("request"):
+        case "txn":
+            validation.validate_namespace(call.txn.namespace)
+            validation.validate_transaction(call.txn.transaction)
+            commands.commands.add().transaction.CopyFrom(call.txn.transaction)
+        case "put":
+            validation.validate_namespace(call.put.namespace)
+            validation.validate_key(call.put.key)
+            validation.validate_value(call.put.value, key=call.put.key)
+            put = commands.commands.add().transaction.operations.add().put
+            put.key = call.put.key
+            put.value = call.put.value
+        case "delete":
+            validation.validate_namespace(call.delete.namespace)
+            validation.validate_key(call.delete.key)
+            commands.commands.add().transaction.operations.add().delete.key = call.delete.key
+        case "get" | "list":
+            return False
+        case None:
+            raise InvalidArgument("the call has no request that this version knows")
+    return True
+
+
+def _validate_read(call: Call) -> None:
+    if call.WhichOneof("request") == "get":
+        validation.validate_namespace(call.get.namespace)
+        validation.validate_key(call.get.key)
+    else:
+        validation.validate_namespace(call.list.namespace)
+        validation.validate_list(call.list)
+
+
+def _write_reply(call: Call, result: TransactionResult) -> Reply:
+    reply = Reply(id=call.id)
+    if result.HasField("error"):
+        kind = _OPERATION_ERRORS[result.error.reason]
+        error = kind(result.error.message, operation=result.error.operation)
+        reply.error.CopyFrom(to_status(error))
+        return reply
+    match call.WhichOneof("request"):
+        case "txn":
+            reply.txn.result.CopyFrom(result)
+        case "put":
+            reply.put.revision = result.revision
+        case _:
+            reply.delete.revision = result.revision
+            reply.delete.deleted = result.results[0].delete.deleted
+    return reply
+
+
+def _refusals(calls: Iterable[Call], error: BaseException) -> list[Reply]:
+    status = to_status(error if isinstance(error, KvorumError) else KvorumError(str(error)))
+    return [Reply(id=call.id, error=status) for call in calls]

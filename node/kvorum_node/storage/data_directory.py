@@ -1,0 +1,261 @@
+"""A node's directory: whose it is, that only one process has it, and what is in it.
+
+    LOCK          held (flock) while the directory is open; contains the holder's pid
+    kvorum.json   the identity: format, cluster, node
+    log/          the engine of the Raft log
+    state/        the engine of the state
+
+Creation is a sequence that may be cut off anywhere, and be taken up again:
+
+    LOCK  ->  kvorum.json.new  ->  log/, state/  ->  rename to kvorum.json
+
+So a directory with a kvorum.json is whole: if log/ or state/ is missing there,
+it was removed, and to start with an empty one would forget votes and promised
+entries. A directory with a kvorum.json.new has never promised anything. A
+directory with anything else in it is not ours, and is left as it is.
+"""
+
+import fcntl
+import json
+import os
+import uuid
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Self
+
+from kvorum.errors import DataDirectoryInUse, DataDirectoryMismatch, StorageError
+
+from kvorum_node.raft.types import NodeId, node_name
+from kvorum_node.storage.durable import sync_directory, write_durably
+from kvorum_node.storage.engine import Engine, Family
+from kvorum_node.storage.memory import MemoryEngine
+
+FORMAT: Final = 1
+"""Of everything below the directory. A node refuses a higher one."""
+
+_LOCK: Final = "LOCK"
+_IDENTITY: Final = "kvorum.json"
+_NEW_IDENTITY: Final = "kvorum.json.new"
+_LOG: Final = "log"
+_STATE: Final = "state"
+_NOT_OURS_BUT_HARMLESS: Final = frozenset({"lost+found"})  # a fresh ext4 volume has one
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which node of which cluster a directory belongs to."""
+
+    cluster_id: str
+    node_id: NodeId
+
+    @classmethod
+    def single(cls) -> Self:
+        """A fresh cluster of one node, for a store that is embedded in a program."""
+        return cls(str(uuid.uuid4()), NodeId(1))
+
+    def __str__(self) -> str:
+        return f"{node_name(self.node_id)} of cluster {self.cluster_id}"
+
+
+class DataDirectory:
+    """A directory that this process holds the lock of. Released by `close`."""
+
+    def __init__(self, path: Path, lock: int, identity: Identity, *, is_new: bool) -> None:
+        self.path = path
+        self.identity = identity
+        self.is_new = is_new
+        """Whether the creation has still to be finished (`finish_creation`)."""
+        self._lock: int | None = lock
+
+    @classmethod
+    def open(cls, path: Path, identity: Identity | None) -> Self:
+        """Lock the directory, or begin to create it, and check whose it is.
+
+        Args:
+            identity: whose it must be; None takes what is there, or a fresh
+                single-node identity.
+
+        Raises:
+            DataDirectoryInUse: another process, or this one, has it open.
+            DataDirectoryMismatch: it belongs to another node or cluster, or to a
+                newer version.
+            StorageError: it is not a kvorum directory, or cannot be used.
+        """
+        try:
+            _make_directory(path)
+            _refuse_foreign(path)
+            lock = _lock(path)
+            try:
+                found, is_new = _find_identity(path, identity)
+            except BaseException:
+                os.close(lock)
+                raise
+        except OSError as error:
+            raise StorageError(
+                f"the data directory {path} cannot be used: {error.strerror} ({error.filename})"
+            ) from error
+        return cls(path, lock, found, is_new=is_new)
+
+    @property
+    def log(self) -> Path:
+        return self.path / _LOG
+
+    @property
+    def state(self) -> Path:
+        return self.path / _STATE
+
+    def finish_creation(self) -> None:
+        """Both engines are there: from now on the directory counts."""
+        try:
+            (self.path / _NEW_IDENTITY).rename(self.path / _IDENTITY)
+            sync_directory(self.path)
+        except OSError as error:
+            raise StorageError(f"cannot create {self.path}: {error.strerror}") from error
+        self.is_new = False
+
+    def close(self) -> None:
+        """Release the lock. May be called twice."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """The two engines of a node, and whose they are."""
+
+    identity: Identity
+    log: Engine
+    state: Engine
+    _resources: ExitStack = field(repr=False)
+
+    @classmethod
+    def open(cls, path: Path, identity: Identity | None, *, fsync: bool = True) -> Self:
+        """Open or create a node's data directory.
+
+        Args:
+            identity: as for DataDirectory.open.
+            fsync: False lets acknowledged writes be lost with the power.
+
+        Raises:
+            DataDirectoryInUse, DataDirectoryMismatch: as DataDirectory.open.
+            StorageError: as there; or an engine is damaged; or RocksDB is not installed.
+        """
+        try:
+            # Here, not above: `memory:` works without the extra that brings RocksDB.
+            from kvorum_node.storage.rocks import RocksEngine, Role  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            if error.name != "rocksdict":
+                raise
+            raise StorageError(
+                "a store on a disk needs RocksDB: pip install 'kvorum[node]'"
+            ) from error
+        with ExitStack() as resources:
+            directory = DataDirectory.open(path, identity)
+            resources.callback(directory.close)
+            log = RocksEngine.open(
+                directory.log, {Family.LOG}, Role.LOG, create=directory.is_new, fsync=fsync
+            )
+            resources.callback(log.close)
+            state = RocksEngine.open(
+                directory.state, {Family.DATA, Family.META}, Role.STATE, create=directory.is_new
+            )
+            resources.callback(state.close)
+            if directory.is_new:
+                directory.finish_creation()
+            return cls(directory.identity, log, state, resources.pop_all())
+
+    @classmethod
+    def memory(cls, identity: Identity | None = None) -> Self:
+        """Engines that keep nothing."""
+        log, state = MemoryEngine(), MemoryEngine()
+        with ExitStack() as resources:
+            resources.callback(log.close)
+            resources.callback(state.close)
+            return cls(identity or Identity.single(), log, state, resources.pop_all())
+
+    def close(self) -> None:
+        """Close both engines, and then release the directory. May be called twice."""
+        self._resources.close()
+
+
+def _make_directory(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise StorageError(f"the data directory {path} is a file")
+    missing = [ancestor for ancestor in (path, *path.parents) if not ancestor.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for created in missing:
+        sync_directory(created.parent)
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Before anything is created in it: is this a directory that a node may use?"""
+    names = {entry.name for entry in path.iterdir()} - _NOT_OURS_BUT_HARMLESS
+    if _IDENTITY in names or _NEW_IDENTITY in names:
+        return
+    foreign = names - {_LOCK, f"{_NEW_IDENTITY}.tmp"}
+    if foreign:
+        raise StorageError(
+            f"{path} is not a kvorum data directory, and is not empty: it contains"
+            f" {min(foreign)}. Choose a new or an empty directory"
+        )
+
+
+def _lock(path: Path) -> int:
+    """Take the lock, for as long as the descriptor is open."""
+    descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(descriptor)
+        raise DataDirectoryInUse(
+            f"the data directory {path} is open in the process with pid {holder}", pid=holder
+        ) from None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+    return descriptor
+
+
+def _find_identity(path: Path, expected: Identity | None) -> tuple[Identity, bool]:
+    """The identity of the directory, and whether its creation is still to be finished."""
+    if (path / _IDENTITY).exists():
+        found = _read_identity(path / _IDENTITY)
+        if expected is not None and found != expected:
+            raise DataDirectoryMismatch(
+                f"the data directory {path} belongs to {found}, not to {expected}"
+            )
+        return found, False
+    # Nothing was ever promised by what is here, so an unfinished identity gives way.
+    identity = expected or Identity.single()
+    write_durably(path / _NEW_IDENTITY, _encode_identity(identity))
+    return identity, True
+
+
+def _encode_identity(identity: Identity) -> bytes:
+    content = {"format": FORMAT, "cluster_id": identity.cluster_id, "node_id": identity.node_id}
+    return json.dumps(content, indent=2).encode() + b"\n"
+
+
+def _read_identity(path: Path) -> Identity:
+    try:
+        content = json.loads(path.read_bytes())
+        version = content["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{path} is damaged: {error!r}; replace this node") from error
+    if not isinstance(version, int) or version > FORMAT:
+        raise DataDirectoryMismatch(
+            f"{path.parent} is of format {version}, this version knows formats up to {FORMAT}."
+            " A newer version of kvorum has written it; run that one"
+        )
+    match content:
+        case {"cluster_id": str(cluster_id), "node_id": int(node_id)} if cluster_id and node_id > 0:
+            return Identity(cluster_id, NodeId(node_id))
+        case _:
+            raise StorageError(
+                f"{path} is damaged: it names no cluster and node; replace this node"
+            )

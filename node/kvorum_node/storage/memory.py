@@ -1,0 +1,124 @@
+"""The engine without a disk: for `memory:`, for tests, and as the model of the contract.
+
+One ordered map per family. A scan has to see the state at its call, but a page
+of a hundred records must not copy a million. So a scan walks the living map,
+and a write first makes each scan that is still running take the rest of its
+range for itself. Whoever reads a page and lets go of the scan copies nothing.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol, cast
+from weakref import WeakSet
+
+from kvorum.errors import StorageError
+from sortedcontainers import SortedDict
+
+from kvorum_node.storage.engine import Batch, Family
+
+
+class MemoryEngine:
+    """An Engine that loses everything at close; `sync` has nothing to do."""
+
+    def __init__(self) -> None:
+        self._maps = {family: _ordered_map() for family in Family}
+        self._scans: WeakSet[_Scan] = WeakSet()
+
+    def get(self, family: Family, key: bytes) -> bytes | None:
+        return self._map(family).get(key)
+
+    def scan(
+        self, family: Family, start: bytes, end: bytes | None, *, reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        scan = _Scan(self._map(family), start, end, reverse=reverse)
+        self._scans.add(scan)
+        return scan
+
+    def write(self, batch: Batch) -> None:
+        for scan in self._scans:
+            scan.detach()
+        self._scans.clear()
+        for family, start, end in batch.range_deletes:
+            ordered = self._map(family)
+            for key in list(ordered.irange(start, end, (True, False))):
+                ordered.pop(key, None)
+        for family, key in batch.deletes:
+            self._map(family).pop(key, None)
+        for family, key, value in batch.puts:
+            self._map(family)[key] = value
+
+    def sync(self) -> None:
+        pass
+
+    def size_bytes(self) -> int:
+        """Keys and values, counted one by one; not what Python needs around them."""
+        return sum(
+            len(key) + len(value)
+            for ordered in self._maps.values()
+            for key, value in ordered.items()
+        )
+
+    def close(self) -> None:
+        for scan in self._scans:
+            scan.refuse()
+        self._scans.clear()
+        self._maps.clear()
+
+    def _map(self, family: Family) -> "_OrderedMap":
+        try:
+            return self._maps[family]
+        except KeyError:
+            raise _closed() from None
+
+
+class _Scan:
+    """One scan: over the living map at first, over its own copy once a write has come."""
+
+    __slots__ = ("__weakref__", "_rest")
+
+    def __init__(
+        self, ordered: "_OrderedMap", start: bytes, end: bytes | None, *, reverse: bool
+    ) -> None:
+        keys = ordered.irange(start, end, (True, False), reverse)
+        self._rest: Iterator[tuple[bytes, bytes]] | None = ((key, ordered[key]) for key in keys)
+
+    def __iter__(self) -> "_Scan":
+        return self
+
+    def __next__(self) -> tuple[bytes, bytes]:
+        if self._rest is None:
+            raise _closed()
+        return next(self._rest)
+
+    def detach(self) -> None:
+        """Take the rest of the range out of the map, which is about to change."""
+        if self._rest is not None:
+            self._rest = iter(list(self._rest))
+
+    def refuse(self) -> None:
+        """End with an error: to end quietly would look like the end of the range."""
+        self._rest = None
+
+
+class _OrderedMap(Protocol):
+    """The part of SortedDict that is used here: sortedcontainers ships no types."""
+
+    def get(self, key: bytes) -> bytes | None: ...
+    def __getitem__(self, key: bytes) -> bytes: ...
+    def __setitem__(self, key: bytes, value: bytes) -> None: ...
+    def pop(self, key: bytes, default: None) -> bytes | None: ...
+    def items(self) -> Iterator[tuple[bytes, bytes]]: ...
+    def irange(
+        self,
+        minimum: bytes | None,
+        maximum: bytes | None,
+        inclusive: tuple[bool, bool],
+        reverse: bool = False,
+    ) -> Iterator[bytes]: ...
+
+
+def _ordered_map() -> _OrderedMap:
+    return cast("_OrderedMap", SortedDict())
+
+
+def _closed() -> StorageError:
+    return StorageError("the memory engine is closed")

@@ -1,0 +1,124 @@
+"""Raft messages and their protobuf twins: the only place that knows both.
+
+Rules: nothing is decided here, and every message survives the round trip.
+"""
+
+from typing import assert_never
+
+from kvorumpb.v1 import raft_pb2 as pb
+
+from kvorum_node.raft import messages as raft
+from kvorum_node.raft.types import Entry, EntryKind, GroupId, Index, NodeId, Position, Term
+
+
+def encode(group: GroupId, message: raft.Message) -> pb.RaftMessage:
+    wire = pb.RaftMessage(
+        group=group, sender=message.sender, recipient=message.recipient, term=message.term
+    )
+    match message:
+        case raft.RequestVote(last=last, pre=pre, transfer=transfer):
+            wire.request_vote.last_index = last.index
+            wire.request_vote.last_term = last.term
+            wire.request_vote.pre = pre
+            wire.request_vote.transfer = transfer
+        case raft.RequestVoteReply(granted=granted, pre=pre):
+            wire.request_vote_reply.granted = granted
+            wire.request_vote_reply.pre = pre
+        case raft.AppendEntries(previous=previous, entries=entries, commit=commit):
+            wire.append_entries.previous_index = previous.index
+            wire.append_entries.previous_term = previous.term
+            wire.append_entries.commit = commit
+            for entry in entries:
+                wire.append_entries.entries.add(
+                    term=entry.term, kind=pb.LogEntry.Kind.ValueType(entry.kind), data=entry.data
+                )
+        case raft.AppendEntriesReply(index=index, hint=hint):
+            wire.append_entries_reply.index = index
+            if hint is not None:
+                wire.append_entries_reply.rejected = True
+                wire.append_entries_reply.hint_index = hint.index
+                wire.append_entries_reply.hint_term = hint.term
+        case raft.Heartbeat(commit=commit, read_round=read_round):
+            wire.heartbeat.commit = commit
+            wire.heartbeat.read_round = read_round
+        case raft.HeartbeatReply(read_round=read_round):
+            wire.heartbeat_reply.read_round = read_round
+        case raft.TimeoutNow():
+            wire.timeout_now.SetInParent()
+        case _:
+            raise AssertionError(f"no wire form for {message}")
+    return wire
+
+
+def decode(wire: pb.RaftMessage) -> raft.Message | None:
+    """The message, or None if it is of a kind that this version does not know."""
+    sender, recipient, term = NodeId(wire.sender), NodeId(wire.recipient), Term(wire.term)
+    body = wire.WhichOneof("body")
+    match body:
+        case "request_vote":
+            vote = wire.request_vote
+            return raft.RequestVote(
+                sender=sender,
+                recipient=recipient,
+                term=term,
+                last=Position(Index(vote.last_index), Term(vote.last_term)),
+                pre=vote.pre,
+                transfer=vote.transfer,
+            )
+        case "request_vote_reply":
+            return raft.RequestVoteReply(
+                sender=sender,
+                recipient=recipient,
+                term=term,
+                granted=wire.request_vote_reply.granted,
+                pre=wire.request_vote_reply.pre,
+            )
+        case "append_entries":
+            return _decode_append_entries(wire)
+        case "append_entries_reply":
+            reply = wire.append_entries_reply
+            hint = Position(Index(reply.hint_index), Term(reply.hint_term))
+            return raft.AppendEntriesReply(
+                sender=sender,
+                recipient=recipient,
+                term=term,
+                index=Index(reply.index),
+                hint=hint if reply.rejected else None,
+            )
+        case "heartbeat":
+            return raft.Heartbeat(
+                sender=sender,
+                recipient=recipient,
+                term=term,
+                commit=Index(wire.heartbeat.commit),
+                read_round=wire.heartbeat.read_round,
+            )
+        case "heartbeat_reply":
+            return raft.HeartbeatReply(
+                sender=sender,
+                recipient=recipient,
+                term=term,
+                read_round=wire.heartbeat_reply.read_round,
+            )
+        case "timeout_now":
+            return raft.TimeoutNow(sender=sender, recipient=recipient, term=term)
+        case None:
+            return None
+        case _:
+            assert_never(body)
+
+
+def _decode_append_entries(wire: pb.RaftMessage) -> raft.AppendEntries:
+    append = wire.append_entries
+    first = append.previous_index + 1
+    return raft.AppendEntries(
+        sender=NodeId(wire.sender),
+        recipient=NodeId(wire.recipient),
+        term=Term(wire.term),
+        previous=Position(Index(append.previous_index), Term(append.previous_term)),
+        entries=tuple(
+            Entry(Index(first + offset), Term(entry.term), EntryKind(entry.kind), entry.data)
+            for offset, entry in enumerate(append.entries)
+        ),
+        commit=Index(append.commit),
+    )

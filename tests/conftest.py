@@ -1,0 +1,1 @@
+"""What all tests share: nothing that a test could not do by itself in one line."""

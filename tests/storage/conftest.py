@@ -1,0 +1,23 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvorum_node.storage.engine import Engine, Family
+from kvorum_node.storage.memory import MemoryEngine
+from kvorum_node.storage.rocks import RocksEngine, Role
+
+
+@pytest.fixture(params=["memory", "rocks-log", "rocks-state"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """Every engine in turn, empty, with all families."""
+    opened: Engine
+    match request.param:
+        case "memory":
+            opened = MemoryEngine()
+        case "rocks-log":
+            opened = RocksEngine.open(tmp_path / "log", set(Family), Role.LOG)
+        case _:
+            opened = RocksEngine.open(tmp_path / "state", set(Family), Role.STATE)
+    yield opened
+    opened.close()

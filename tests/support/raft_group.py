@@ -1,0 +1,535 @@
+"""Raft cores under a test's hand: in-memory disks, an in-memory queue, no clock.
+
+    Disk    what a member has written, and what of it a crash would leave
+    Host    one member: a `Raft`, its disk, and the law of `Ready` (core.py)
+    Group   several hosts and the messages between them
+
+Rules: nothing here waits or draws a random number; hosts and messages are taken in a
+fixed order; so a test says exactly what happens. Positions are written `index@term`,
+and a log as its entries in that notation: "1@1 2@1 3@2".
+
+The functions at the end write messages as a test wants to read them. Unless told
+otherwise they come from n2 and go to n1: most tests put one member, n1, in front
+of the others' messages.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kvorum_node.raft.candidate import Candidate
+from kvorum_node.raft.core import Raft, Ready
+from kvorum_node.raft.follower import Follower
+from kvorum_node.raft.leader import Leader
+from kvorum_node.raft.log import Compacted, RaftLog
+from kvorum_node.raft.messages import (
+    AppendEntries,
+    AppendEntriesReply,
+    Heartbeat,
+    HeartbeatReply,
+    Message,
+    RequestVote,
+    RequestVoteReply,
+    TimeoutNow,
+)
+from kvorum_node.raft.read_index import ReadState
+from kvorum_node.raft.types import (
+    Configuration,
+    Entry,
+    EntryKind,
+    HardState,
+    Index,
+    NodeId,
+    Position,
+    Settings,
+    Term,
+)
+
+ELECTION_TICKS = 10
+HEARTBEAT_TICKS = 2
+SETTINGS = Settings(election_ticks=ELECTION_TICKS, heartbeat_ticks=HEARTBEAT_TICKS)
+
+
+def lowest(low: int, high: int) -> int:
+    """A `randint` without chance."""
+    del high
+    return low
+
+
+class Disk:
+    """The stored log (a `LogReader`) and hard state of one member.
+
+    Reads see every write at once; a crash leaves what was synced, and as many of
+    the writes since then as the test wants: a later one never without an earlier one.
+    """
+
+    def __init__(
+        self, log: Sequence[Entry] = (), hard_state: HardState | None = None, start: str = "0@0"
+    ) -> None:
+        self.start = position(start)
+        self.log: tuple[Entry, ...] = tuple(log)
+        self.hard_state = hard_state or HardState()
+        self._synced = (self.log, self.hard_state)
+        self._unsynced: list[tuple[tuple[Entry, ...], HardState]] = []
+
+    def write(self, entries: Sequence[Entry], hard_state: HardState | None) -> None:
+        if entries:
+            first = entries[0].index
+            if not self.start.index < first <= self.last_index() + 1:
+                raise AssertionError(f"{entries[0]} does not join a log that ends at {self.last}")
+            self.log = (*self.log[: first - self.start.index - 1], *entries)
+        if hard_state is not None:
+            self.hard_state = hard_state
+        self._unsynced.append((self.log, self.hard_state))
+
+    def sync(self) -> None:
+        self._synced = (self.log, self.hard_state)
+        self._unsynced.clear()
+
+    def crash(self, *, surviving: int = 0) -> None:
+        """Lose the writes since the last sync, but for the first few of them."""
+        states = [self._synced, *self._unsynced]
+        self.log, self.hard_state = states[min(surviving, len(self._unsynced))]
+        self.sync()
+
+    def cut(self, through: int) -> None:
+        """Drop the entries up to and including this one, durably."""
+        start = Position(Index(through), self.term(Index(through)))
+        self.log = self.log[through - self.start.index :]
+        self.start = start
+        self.sync()
+
+    @property
+    def unsynced_writes(self) -> int:
+        return len(self._unsynced)
+
+    @property
+    def synced_log(self) -> tuple[Entry, ...]:
+        return self._synced[0]
+
+    @property
+    def last(self) -> Position:
+        return self.start if not self.log else Position(self.log[-1].index, self.log[-1].term)
+
+    def first_index(self) -> Index:
+        return Index(self.start.index + 1)
+
+    def last_index(self) -> Index:
+        return Index(self.start.index + len(self.log))
+
+    def term(self, index: Index) -> Term:
+        if index < self.start.index:
+            raise Compacted
+        if index == self.start.index:
+            return self.start.term
+        return self.log[index - self.start.index - 1].term
+
+    def entries(self, low: Index, high: Index, max_bytes: int) -> list[Entry]:
+        if low <= self.start.index:
+            raise Compacted
+        if not low < high <= self.last_index() + 1:
+            raise AssertionError(f"entries [{low}, {high}) of a log that ends at {self.last}")
+        found: list[Entry] = []
+        for entry in self.log[low - self.start.index - 1 : high - self.start.index - 1]:
+            max_bytes -= len(entry.data)
+            if found and max_bytes < 0:
+                break
+            found.append(entry)
+        return found
+
+
+class Host:
+    """One member, run as the law of `Ready` says: write, send, fsync, promise, apply."""
+
+    def __init__(
+        self,
+        node: int = 1,
+        voters: int | Iterable[int] = 3,
+        *,
+        log: str | Sequence[Entry] = (),
+        start: str = "0@0",
+        term: int = 0,
+        vote: int | None = None,
+        commit: int = 0,
+        applied: int = 0,
+        settings: Settings = SETTINGS,
+        randint: Callable[[int, int], int] = lowest,
+    ) -> None:
+        members = range(1, voters + 1) if isinstance(voters, int) else voters
+        self.node = NodeId(node)
+        self.configuration = Configuration(frozenset(NodeId(member) for member in members))
+        self.settings = settings
+        self.randint = randint
+        hard_state = HardState(Term(term), None if vote is None else NodeId(vote), Index(commit))
+        self.disk = Disk(entries(log) if isinstance(log, str) else log, hard_state, start)
+        self.up = True
+        self.pending: Ready | None = None
+        self.applied: list[Entry] = []
+        """What the state machine was handed since the process started, in order."""
+        self.reads: list[ReadState] = []
+        self.raft = self._load(applied)
+
+    @property
+    def others(self) -> list[NodeId]:
+        return sorted(self.configuration.voters - {self.node})
+
+    @property
+    def leads(self) -> bool:
+        return self.up and isinstance(self.raft.role, Leader)
+
+    # The law, in the two halves that the fsync separates.
+
+    def take(self) -> tuple[Message, ...]:
+        """Take a Ready and write it; returns what leaves before the fsync is done."""
+        self.pending = ready = self.raft.ready()
+        if ready.entries or ready.hard_state is not None:
+            self.disk.write(ready.entries, ready.hard_state)
+        return ready.messages
+
+    def complete(self) -> tuple[Message, ...]:
+        """Fsync, apply and advance; returns what had to wait for the fsync."""
+        ready, self.pending = self.pending, None
+        if ready is None:
+            raise AssertionError("nothing was taken")
+        if ready.must_sync:
+            self.disk.sync()
+        self.applied.extend(ready.committed)
+        self.reads.extend(ready.reads)
+        self.raft.advance(ready)
+        return ready.promises
+
+    def cycle(self) -> Ready:
+        """Carry out one Ready, and return it."""
+        self.take()
+        ready = self.pending
+        self.complete()
+        if ready is None:
+            raise AssertionError("nothing was taken")
+        return ready
+
+    def drain(self) -> list[Message]:
+        """Carry out all that there is; returns what was said."""
+        said: list[Message] = []
+        while self.raft.has_ready():
+            said += self.take()
+            said += self.complete()
+        return said
+
+    def crash(self, *, surviving: int = 0) -> None:
+        self.disk.crash(surviving=surviving)
+        self.up, self.pending = False, None
+        self.applied, self.reads = [], []
+
+    def restart(self, *, applied: int = 0) -> None:
+        """Start again from the disk, with a state machine that holds the entries through `applied`."""
+        self.raft = self._load(applied)
+        self.up = True
+
+    def _load(self, applied: int) -> Raft:
+        return Raft(
+            self.node,
+            self.configuration,
+            self.disk,
+            hard_state=self.disk.hard_state,
+            applied=Index(applied),
+            randint=self.randint,
+            settings=self.settings,
+        )
+
+    # Short ways into a role.
+
+    def step(self, *messages: Message) -> None:
+        for message in messages:
+            self.raft.step(message)
+
+    def ask(self, *messages: Message) -> list[Message]:
+        """What the member says to these messages."""
+        self.step(*messages)
+        return self.drain()
+
+    def tick(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.raft.tick()
+
+    def follow(self, leader: int, term: int) -> None:
+        """Become a follower of the leader by its heartbeat."""
+        self.ask(heartbeat(term, sender=leader, to=self.node))
+
+    def stand(self) -> None:
+        """Become a candidate at once, in the next term."""
+        self.ask(timeout_now(self.raft.term, sender=self.others[0], to=self.node))
+
+    def lead(self) -> list[Message]:
+        """Become the leader of the next term, by everybody's vote; returns what it says first."""
+        if self.others:
+            self.stand()
+            for other in self.others:
+                self.step(vote(self.raft.term, sender=other, to=self.node))
+        else:
+            while not self.leads:
+                self.raft.tick()
+        return self.drain()
+
+    def accept(self, index: int | None = None, *, by: Iterable[int] | None = None) -> None:
+        """Have other members (all, unless told) accept the leader's log through the index."""
+        through = self.raft.log.last_index if index is None else index
+        for other in self.others if by is None else by:
+            self.step(accepted(self.raft.term, through, sender=other, to=self.node))
+
+    def lead_established(self) -> None:
+        """Become the leader, with an entry of the own term committed and everywhere."""
+        self.lead()
+        self.accept()
+        self.drain()
+
+
+@dataclass
+class Group:
+    """Several members and what is on its way between them, first in, first out."""
+
+    hosts: dict[NodeId, Host]
+    queue: list[Message] = field(default_factory=list)
+    blocked: set[tuple[NodeId, NodeId]] = field(default_factory=set)
+    """Directions (sender, recipient) in which nothing arrives."""
+    lost: Callable[[Message], bool] = lambda message: False
+    """Which other messages do not arrive."""
+
+    @classmethod
+    def of(
+        cls,
+        voters: int = 3,
+        *,
+        logs: Mapping[int, str | Sequence[Entry]] | None = None,
+        term: int = 0,
+        settings: Settings = SETTINGS,
+        randint: Callable[[int, int], int] = lowest,
+    ) -> "Group":
+        return cls(
+            {
+                NodeId(node): Host(
+                    node,
+                    voters,
+                    log=(logs or {}).get(node, ()),
+                    term=term,
+                    settings=settings,
+                    randint=randint,
+                )
+                for node in range(1, voters + 1)
+            }
+        )
+
+    def __getitem__(self, node: int) -> Host:
+        return self.hosts[NodeId(node)]
+
+    @property
+    def leaders(self) -> list[int]:
+        return [node for node, host in self.hosts.items() if host.leads]
+
+    @property
+    def terms(self) -> list[int]:
+        return [host.raft.term for host in self.hosts.values()]
+
+    def run(self) -> int:
+        """Deliver until nobody says anything more; returns how often the queue was emptied."""
+        rounds = 0
+        while True:
+            for host in self.hosts.values():
+                if host.up:
+                    self.queue += host.drain()
+            if not self.queue:
+                return rounds
+            rounds += 1
+            if rounds > 1000:
+                raise AssertionError("the members never fall silent")
+            arriving, self.queue = self.queue, []
+            for message in arriving:
+                self.deliver(message)
+
+    def deliver(self, message: Message) -> None:
+        host = self.hosts[message.recipient]
+        if host.up and (message.sender, message.recipient) not in self.blocked:
+            if self.lost(message):
+                return
+            host.raft.step(message)
+
+    def tick(self, count: int = 1, *nodes: int) -> None:
+        """Let time pass for the members (all, unless told), and deliver after each tick."""
+        for _ in range(count):
+            for node, host in self.hosts.items():
+                if host.up and (not nodes or node in nodes):
+                    host.raft.tick()
+            self.run()
+
+    def stand(self, node: int) -> None:
+        """Hold an election now, as if a leader had asked the member to stand."""
+        host = self[node]
+        host.step(timeout_now(max(self.terms), sender=host.others[0], to=node))
+        self.run()
+
+    def elect(self, node: int) -> None:
+        """Make the member the only leader."""
+        self.stand(node)
+        if self.leaders != [node]:
+            raise AssertionError(f"leaders are {self.leaders}")
+
+    def propose(self, node: int, data: bytes = b"x") -> Position:
+        where = self[node].raft.propose(data)
+        self.run()
+        return where
+
+    def block(self, sender: int, recipient: int) -> None:
+        self.blocked.add((NodeId(sender), NodeId(recipient)))
+
+    def isolate(self, *nodes: int) -> None:
+        """Cut these members off from all the others, and not from one another."""
+        for inside in nodes:
+            for outside in self.hosts.keys() - set(nodes):
+                self.block(inside, outside)
+                self.block(outside, inside)
+
+    def heal(self) -> None:
+        self.blocked.clear()
+        self.lost = lambda message: False
+
+
+# Roles, as a test asks for them.
+
+
+def is_follower(raft: Raft, leader: int | None = None) -> bool:
+    return isinstance(raft.role, Follower) and raft.role.leader == leader
+
+
+def is_candidate(raft: Raft, *, pre: bool = False) -> bool:
+    return isinstance(raft.role, Candidate) and raft.role.pre is pre
+
+
+def is_leader(raft: Raft) -> bool:
+    return isinstance(raft.role, Leader)
+
+
+def as_leader(raft: Raft) -> Leader:
+    if not isinstance(raft.role, Leader):
+        raise AssertionError(f"n{raft.node} is {raft.role}")
+    return raft.role
+
+
+# Logs and positions in the notation of the project.
+
+
+def position(text: str) -> Position:
+    """`3@2`: the position at index 3 of term 2."""
+    index, term = text.split("@")
+    return Position(Index(int(index)), Term(int(term)))
+
+
+def entries(text: str, *, data: bytes = b"") -> tuple[Entry, ...]:
+    """`1@1 2@1 3@2`: entries at these positions."""
+    kind = EntryKind.COMMANDS if data else EntryKind.NOOP
+    return tuple(
+        Entry(where.index, where.term, kind, data) for where in map(position, text.split())
+    )
+
+
+def of_terms(*terms: int) -> tuple[Entry, ...]:
+    """The log whose entries, from index 1 on, are of these terms: the boxes of the paper's figures."""
+    return tuple(Entry(Index(at), Term(term)) for at, term in enumerate(terms, start=1))
+
+
+def written(log: Iterable[Entry]) -> str:
+    """Entries as `1@1 2@1 3@2`."""
+    return " ".join(map(str, log))
+
+
+def whole(log: RaftLog) -> str:
+    """All of a member's log, stored or not."""
+    return written(log.entries(log.first_index, 1 << 30))
+
+
+# Messages, from n2 to n1 unless told otherwise.
+
+
+def request_vote(
+    term: int,
+    last: str = "0@0",
+    *,
+    sender: int = 2,
+    to: int = 1,
+    pre: bool = False,
+    transfer: bool = False,
+) -> RequestVote:
+    return RequestVote(
+        sender=NodeId(sender),
+        recipient=NodeId(to),
+        term=Term(term),
+        last=position(last),
+        pre=pre,
+        transfer=transfer,
+    )
+
+
+def vote(
+    term: int, *, granted: bool = True, pre: bool = False, sender: int = 2, to: int = 1
+) -> RequestVoteReply:
+    return RequestVoteReply(
+        sender=NodeId(sender), recipient=NodeId(to), term=Term(term), granted=granted, pre=pre
+    )
+
+
+def append(
+    term: int,
+    previous: str = "0@0",
+    log: str | Sequence[Entry] = (),
+    *,
+    commit: int = 0,
+    sender: int = 2,
+    to: int = 1,
+) -> AppendEntries:
+    return AppendEntries(
+        sender=NodeId(sender),
+        recipient=NodeId(to),
+        term=Term(term),
+        previous=position(previous),
+        entries=entries(log) if isinstance(log, str) else tuple(log),
+        commit=Index(commit),
+    )
+
+
+def accepted(term: int, index: int, *, sender: int = 2, to: int = 1) -> AppendEntriesReply:
+    return AppendEntriesReply(
+        sender=NodeId(sender), recipient=NodeId(to), term=Term(term), index=Index(index)
+    )
+
+
+def rejected(
+    term: int, index: int, hint: str, *, sender: int = 2, to: int = 1
+) -> AppendEntriesReply:
+    return AppendEntriesReply(
+        sender=NodeId(sender),
+        recipient=NodeId(to),
+        term=Term(term),
+        index=Index(index),
+        hint=position(hint),
+    )
+
+
+def heartbeat(
+    term: int, *, commit: int = 0, read_round: int = 0, sender: int = 2, to: int = 1
+) -> Heartbeat:
+    return Heartbeat(
+        sender=NodeId(sender),
+        recipient=NodeId(to),
+        term=Term(term),
+        commit=Index(commit),
+        read_round=read_round,
+    )
+
+
+def heartbeat_reply(
+    term: int, *, read_round: int = 0, sender: int = 2, to: int = 1
+) -> HeartbeatReply:
+    return HeartbeatReply(
+        sender=NodeId(sender), recipient=NodeId(to), term=Term(term), read_round=read_round
+    )
+
+
+def timeout_now(term: int, *, sender: int = 2, to: int = 1) -> TimeoutNow:
+    return TimeoutNow(sender=NodeId(sender), recipient=NodeId(to), term=Term(term))

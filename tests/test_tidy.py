@@ -1,0 +1,212 @@
+"""The architecture, executed: what ARCHITECTURE.md promises about the code, checked in it.
+
+Each rule states what would be lost without it. A new exception belongs into the
+table of its rule, with a reason, or not into the code.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NODE = ROOT / "node/kvorum_node"
+CLIENT = ROOT / "client/kvorum"
+
+MAX_MODULE_LINES = 600
+MAX_FUNCTION_LINES = 70
+
+
+def sources(*folders: Path) -> list[Path]:
+    found = [
+        path
+        for folder in folders
+        for path in ([folder] if folder.is_file() else sorted(folder.rglob("*.py")))
+        if not path.name.endswith("_pb2.py")
+    ]
+    assert found, f"no sources under {folders}: the rule would check nothing"
+    return found
+
+
+def everything() -> list[Path]:
+    return sources(
+        ROOT / "client", ROOT / "node", ROOT / "tests", ROOT / "deploy", ROOT / "proto/generate.py"
+    )
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """All modules that a file imports, in functions too; `from a import b` gives a and a.b."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide where a name comes from"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_under(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def offenders(paths: list[Path], *packages: str) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in paths
+        for module in imports(path)
+        if any(is_under(module, package) for package in packages)
+    ]
+
+
+def test_the_raft_core_imports_nothing_but_itself_and_pure_parts_of_the_library() -> None:
+    pure = {"__future__", "collections", "dataclasses", "enum", "typing"}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {module}"
+        for path in sources(NODE / "raft")
+        for module in imports(path)
+        if module.partition(".")[0] not in pure and not is_under(module, "kvorum_node.raft")
+    ]
+    assert wrong == []
+
+
+def test_the_state_machine_knows_no_time_chance_network_or_engine() -> None:
+    assert (
+        offenders(
+            sources(NODE / "machine"),
+            "asyncio",
+            "grpc",
+            "logging",
+            "random",
+            "rocksdict",
+            "secrets",
+            "threading",
+            "time",
+            "uuid",
+            "kvorum_node.storage.memory",
+            "kvorum_node.storage.rocks",
+        )
+        == []
+    )
+
+
+def test_rocksdb_is_known_to_one_file() -> None:
+    paths = [path for path in sources(ROOT / "client", ROOT / "node") if path.name != "rocks.py"]
+    assert offenders(paths, "rocksdict") == []
+    assert offenders([NODE / "storage/rocks.py"], "rocksdict") != []
+
+
+def test_grpc_stays_at_the_edges() -> None:
+    edges = [
+        NODE / "services",
+        NODE / "transport.py",
+        NODE / "server.py",
+        CLIENT / "backends",
+        CLIENT / "channels.py",
+        CLIENT / "admin.py",
+        CLIENT / "status.py",
+    ]
+    inner = [
+        path
+        for path in sources(ROOT / "client", ROOT / "node")
+        if not any(path == edge or edge in path.parents for edge in edges)
+    ]
+    assert offenders(inner, "grpc") == []
+
+
+def test_the_client_needs_the_node_only_for_embedded_stores_and_the_node_command() -> None:
+    allowed = {CLIENT / "backends/embedded.py", CLIENT / "cli/node.py"}
+    paths = [path for path in sources(CLIENT) if path not in allowed]
+    assert offenders(paths, "kvorum_node") == []
+
+
+def test_clocks_and_chance_are_read_in_named_files_only() -> None:
+    """Whatever reads a clock or draws a number cannot be replayed."""
+    allowed = {
+        NODE / "node.py": "the leader's clock for log time, and the election's chance",
+        NODE / "storage/data_directory.py": "a fresh cluster id",
+        CLIENT / "backends": "jitter of retries, deadlines",
+        CLIENT / "sync.py": "threads",
+        CLIENT / "cli": "progress, waiting for processes",
+    }
+    paths = [
+        path
+        for path in sources(ROOT / "client", ROOT / "node")
+        if not any(path == place or place in path.parents for place in allowed)
+    ]
+    assert offenders(paths, "random", "secrets", "time", "uuid", "datetime") == []
+
+
+def test_durability_is_decided_in_one_place() -> None:
+    """The log engine is written and synced by the driver, and once when a group is created."""
+    calls = {
+        str(path.relative_to(ROOT))
+        for path in sources(ROOT / "client", NODE)
+        if re.search(r"\bstorage\.log\.(write|sync)\b", path.read_text(encoding="utf-8"))
+    }
+    assert calls == {"node/kvorum_node/driver.py", "node/kvorum_node/node.py"}
+
+
+@pytest.mark.parametrize("path", everything(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_and_functions_are_short_enough_to_read(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_MODULE_LINES, "about 600 lines is where a module asks to be split"
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            length = node.end_lineno - node.lineno + 1
+            assert length <= MAX_FUNCTION_LINES, f"{node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", everything(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_opens_with_what_it_is(path: Path) -> None:
+    if path.read_text(encoding="utf-8").strip():
+        assert ast.get_docstring(tree_of(path)), "the module has no docstring"
+
+
+def test_nothing_is_left_for_later() -> None:
+    marks = re.compile(r"\b(" + "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK"]) + r")\b")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in everything()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if marks.search(line)
+    ]
+    assert found == []
+
+
+def test_every_exemption_gives_its_reason() -> None:
+    """`# noqa: X` and `# type: ignore[x]` must be followed by ` - why`."""
+    bare = re.compile(r"#\s*(noqa|type:\s*ignore)(?!: [A-Z0-9, ]+ - |\[[a-z-]+(, ?[a-z-]+)*\]\s+#? ?- )")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in everything()
+        if path != Path(__file__)
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if bare.search(line)
+    ]
+    assert found == []
+
+
+def test_there_is_no_package_where_the_import_roots_are() -> None:
+    """An __init__.py there would make `client` a package, and break the type checkers."""
+    assert [root for root in ("client", "node", "proto") if (ROOT / root / "__init__.py").exists()] == []
+
+
+def test_importing_the_client_brings_neither_the_network_nor_the_node() -> None:
+    code = (
+        "import sys, kvorum; "
+        "print([m for m in ('grpc', 'kvorum_node', 'rocksdict', 'typer', 'rich') if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
