@@ -1,7 +1,7 @@
 """The contract of storage/engine.py, held against every engine."""
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -163,7 +163,7 @@ def test_it_agrees_with_a_dictionary(engine: Engine, seed: int) -> None:
     """Random batches, scans held open across them, and syncs in between."""
     rng = random.Random(seed)
     model: dict[tuple[Family, bytes], bytes] = {}
-    running: list[tuple[list[tuple[bytes, bytes]], Iterable[tuple[bytes, bytes]]]] = []
+    running: list[tuple[list[tuple[bytes, bytes]], Iterator[tuple[bytes, bytes]]]] = []
 
     def some_key() -> bytes:
         return rng.randbytes(rng.randrange(3))[:2].translate(bytes(b % 5 for b in range(256)))

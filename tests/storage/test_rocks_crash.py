@@ -29,14 +29,14 @@ Damage = Callable[[bytes], bytes]
 
 def run_writer(*arguments: object) -> None:
     process = subprocess.run(
-        [sys.executable, WRITER, *map(str, arguments)], timeout=60, check=False
+        [sys.executable, str(WRITER), *map(str, arguments)], timeout=60, check=False
     )
     assert process.returncode == -signal.SIGKILL
 
 
 def kill_writer_after(seconds: float, *arguments: object) -> int:
     """Run the writer, kill it some time after its first sync, return the last number it printed."""
-    command = [sys.executable, WRITER, *map(str, arguments)]
+    command = [sys.executable, str(WRITER), *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
@@ -86,11 +86,7 @@ def recovered(path: Path) -> int:
 
 def flipped(content: bytes, at: int, bit: int = 0) -> bytes:
     position = at % len(content)
-    return (
-        content[:position]
-        + bytes([content[position] ^ (1 << bit)])
-        + content[position + 1 :]
-    )
+    return content[:position] + bytes([content[position] ^ (1 << bit)]) + content[position + 1 :]
 
 
 def zeroed(content: bytes, start: int, end: int) -> bytes:
@@ -142,17 +138,15 @@ def test_damage_behind_what_was_synced_is_dropped(
         pytest.param(lambda wal: zeroed(wal, 9000, 9512), id="a sector is zero"),
     ],
 )
-def test_damage_to_what_was_synced_is_refused(
-    killed: Path, tmp_path: Path, damage: Damage
-) -> None:
+def test_damage_to_what_was_synced_is_refused(killed: Path, tmp_path: Path, damage: Damage) -> None:
     path = damaged_copy(killed, tmp_path / "log", damage)
     for _ in range(2):  # the refused open must not have made the damage look whole
-        with pytest.raises(StorageError, match="has lost writes.*replace this node"):
+        with pytest.raises(StorageError, match=r"has lost writes.*replace this node"):
             recovered(path)
 
 
 def test_no_flipped_bit_in_a_synced_log_is_believed(killed_synced: Path, tmp_path: Path) -> None:
-    """Wherever the bit is, the length of the last write included: all is there, or it is refused."""
+    """Wherever it is, in the length of the last write too: all is there, or it is refused."""
     rng = random.Random(1)
     size = wal_of(killed_synced).stat().st_size
     length_of_a_write = size // WRITES
@@ -192,7 +186,7 @@ def test_a_log_without_its_mark_is_refused(
     mark.unlink()
     if content is not None:
         mark.write_bytes(content)
-    with pytest.raises(StorageError, match="SYNCED.*replace this node"):
+    with pytest.raises(StorageError, match=r"SYNCED.*replace this node"):
         recovered(path)
 
 
@@ -202,7 +196,7 @@ def test_a_damaged_file_is_refused_when_it_is_read(killed: Path, tmp_path: Path)
     assert recovered(path) == WRITES  # this puts what the WAL had into a file
     (file,) = path.glob("*.sst")
     file.write_bytes(flipped(file.read_bytes(), 2000))
-    with pytest.raises(StorageError, match="(?i)corruption|checksum"):
+    with pytest.raises(StorageError, match=r"(?i)corruption|checksum"):
         recovered(path)
 
 
@@ -245,7 +239,7 @@ def test_a_raft_log_keeps_what_it_promised(tmp_path: Path) -> None:
 def test_a_full_disk_stops_the_engine_for_good(tmp_path: Path, role: Role) -> None:
     """RLIMIT_FSIZE stands in for a full disk; it is lifted again after the first error."""
     output = subprocess.run(
-        [sys.executable, WRITER, "full", role.value, tmp_path / "engine"],
+        [sys.executable, str(WRITER), "full", role.value, tmp_path / "engine"],
         timeout=60,
         check=True,
         capture_output=True,

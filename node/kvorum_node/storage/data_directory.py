@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Final, Self
 
 from kvorum.errors import DataDirectoryInUse, DataDirectoryMismatch, StorageError
-
 from kvorum_node.raft.types import NodeId, node_name
 from kvorum_node.storage.durable import sync_directory, write_durably
 from kvorum_node.storage.engine import Engine, Family

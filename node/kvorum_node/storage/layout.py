@@ -39,7 +39,6 @@ from typing import Final
 from zlib import crc32
 
 from kvorum.errors import StorageError
-
 from kvorum_node.raft.types import (
     Entry,
     EntryKind,

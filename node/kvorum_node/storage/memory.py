@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Protocol, cast
 from weakref import WeakSet
 
-from kvorum.errors import StorageError
 from sortedcontainers import SortedDict
 
+from kvorum.errors import StorageError
 from kvorum_node.storage.engine import Batch, Family
 
 

@@ -24,6 +24,8 @@ everything that was synced is among them, and the open is refused if not:
     a bit flipped in the length of a synced write     refused
     the WAL is cut within what was synced, or gone    refused
 
+(After a loss of power the mark may be some syncs old: sync_mark.py.)
+
 Of the other modes of RocksDB, tolerate_corrupted_tail_records refuses the
 second case, which a loss of power may well leave behind, and believes the
 fourth: all writes from there on are gone without a word. absolute_consistency
@@ -45,8 +47,6 @@ from pathlib import Path
 from typing import Final, Self
 from weakref import WeakSet
 
-from kvorum.errors import DataDirectoryInUse, StorageError
-from kvorum.limits import KIB, MIB
 from rocksdict import (
     BlockBasedOptions,
     Cache,
@@ -61,6 +61,8 @@ from rocksdict import (
     WriteOptions,
 )
 
+from kvorum.errors import DataDirectoryInUse, StorageError
+from kvorum.limits import KIB, MIB
 from kvorum_node.storage import layout
 from kvorum_node.storage.engine import Batch, Family
 from kvorum_node.storage.sync_mark import SyncMark

@@ -23,7 +23,6 @@ from typing import Final, Self
 from zlib import crc32
 
 from kvorum.errors import StorageError
-
 from kvorum_node.storage.durable import write_durably
 
 FILE_NAME: Final = "SYNCED"
