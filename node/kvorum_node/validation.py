@@ -19,17 +19,18 @@ from kvorumpb.v1.kv_pb2 import ListRequest
 
 DEFAULT_NAMESPACE: Final = "default"
 
-SHOWN_KEY_BYTES: Final = 48
-"""How much of a key an error message repeats."""
+SHOWN_CHARACTERS: Final = 48
+"""How much of a key or a name an error repeats."""
 
 
 def validate_namespace(name: str) -> None:
     """Raises NamespaceNotFound unless `name` is empty or "default"."""
     if name not in ("", DEFAULT_NAMESPACE):
+        shown = name[:SHOWN_CHARACTERS]
         raise NamespaceNotFound(
-            f"there is no namespace {name[:SHOWN_KEY_BYTES]!r}: this version serves "
+            f"there is no namespace {shown!r}: this version serves "
             f"{DEFAULT_NAMESPACE!r} alone; leave the namespace empty",
-            namespace=name,
+            namespace=shown,
         )
 
 
@@ -196,6 +197,7 @@ def _too_long(what: str, key: bytes) -> LimitExceeded:
 
 
 def _shown(key: bytes) -> str:
-    """The key as text, in quotes, cut to what fits a message."""
-    shown = repr(key[:SHOWN_KEY_BYTES].decode(errors="backslashreplace"))
-    return shown if len(key) <= SHOWN_KEY_BYTES else shown + "…"
+    """The key as the client writes it, in quotes, cut to what fits a message."""
+    text = key.decode(errors="surrogateescape")
+    shown = repr(text[:SHOWN_CHARACTERS])
+    return shown if len(text) <= SHOWN_CHARACTERS else shown + "…"

@@ -3,6 +3,8 @@
 import random
 from collections.abc import Iterable, Sequence
 
+from kvorum_node.machine import FORMAT, Machine
+from kvorum_node.raft.types import Entry, EntryKind, Index, Term
 from kvorumpb.v1.command_pb2 import (
     AddOperation,
     Check,
@@ -15,9 +17,6 @@ from kvorumpb.v1.command_pb2 import (
     Transaction,
     TransactionResult,
 )
-
-from kvorum_node.machine import FORMAT, Machine
-from kvorum_node.raft.types import Entry, EntryKind, Index, Term
 
 
 def put(key: bytes, value: bytes = b"value") -> Operation:

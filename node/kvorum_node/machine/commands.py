@@ -9,10 +9,10 @@ would have run.
 from typing import Final
 
 from google.protobuf.message import DecodeError
-from kvorum.errors import StorageError
-from kvorumpb.v1.command_pb2 import CommandBatch, Transaction
 
+from kvorum.errors import StorageError
 from kvorum_node.raft.types import Entry
+from kvorumpb.v1.command_pb2 import CommandBatch, Transaction
 
 FORMAT: Final = 1
 """CommandBatch.format: the instruction set that this version writes and understands."""

@@ -20,10 +20,9 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
-from kvorumpb.v1.command_pb2 import Record
-
 from kvorum_node.machine import records
 from kvorum_node.storage import layout
+from kvorumpb.v1.command_pb2 import Record
 
 DIGEST_BYTES: Final = 32
 

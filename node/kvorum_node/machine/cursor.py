@@ -22,7 +22,6 @@ from typing import Final
 
 from kvorum import limits
 from kvorum.errors import InvalidCursor
-
 from kvorum_node.raft.types import GroupId
 
 VERSION: Final = 1

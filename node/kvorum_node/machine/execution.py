@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from typing import Final, assert_never
 
 from kvorum import limits
+from kvorum_node.machine import records
+from kvorum_node.storage.engine import Batch, Engine, Family
 from kvorumpb.v1.command_pb2 import (
     AddOperation,
     AddResult,
@@ -30,9 +32,6 @@ from kvorumpb.v1.command_pb2 import (
     Transaction,
     TransactionResult,
 )
-
-from kvorum_node.machine import records
-from kvorum_node.storage.engine import Batch, Engine, Family
 
 # Results that are always the same are made once; a message copies what it is given.
 _PUT: Final = OperationResult(put=PutResult())

@@ -7,13 +7,12 @@ the last says that it is the last.
 """
 
 from kvorum import limits
-from kvorumpb.v1.kv_pb2 import ListRequest, ListResponse
-
 from kvorum_node.machine import cursor, records
 from kvorum_node.machine.cursor import Selection
 from kvorum_node.raft.types import GroupId
 from kvorum_node.storage import layout
 from kvorum_node.storage.engine import Engine, Family
+from kvorumpb.v1.kv_pb2 import ListRequest, ListResponse
 
 
 def list_records(

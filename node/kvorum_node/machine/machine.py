@@ -11,9 +11,6 @@ from collections.abc import Sequence
 from typing import Final, TypeAlias, assert_never
 
 from kvorum.errors import StorageError
-from kvorumpb.v1.command_pb2 import Record, TransactionResult
-from kvorumpb.v1.kv_pb2 import ListRequest, ListResponse
-
 from kvorum_node.machine import listing, records
 from kvorum_node.machine.commands import decode_batch
 from kvorum_node.machine.content_hash import ContentHasher
@@ -21,6 +18,8 @@ from kvorum_node.machine.execution import Execution
 from kvorum_node.raft.types import Entry, EntryKind, GroupId, Index
 from kvorum_node.storage import layout
 from kvorum_node.storage.engine import Batch, Engine, Family
+from kvorumpb.v1.command_pb2 import Record, TransactionResult
+from kvorumpb.v1.kv_pb2 import ListRequest, ListResponse
 
 Results: TypeAlias = list[list[TransactionResult]]
 """Of each entry, one result per command. (An alias, since Machine has a method `list`.)"""

@@ -5,6 +5,7 @@ whatever leaves the machine.
 """
 
 from google.protobuf.message import DecodeError
+
 from kvorum.errors import StorageError
 from kvorumpb.v1.command_pb2 import Record
 
