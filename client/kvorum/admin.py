@@ -3,19 +3,17 @@
 A node is asked at its own address, and answers about itself, leader or not.
 """
 
-# ruff: noqa: ASYNC109 - `timeout` is the word of the public API
-
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
 import grpc.aio
 from google.protobuf.message import Message
-from kvorumpb.v1 import cluster_pb2
 
 from kvorum.channels import connect
 from kvorum.errors import Closed, KvorumError, NoNodeReachable, Unavailable
 from kvorum.status import from_rpc_error
+from kvorumpb.v1 import cluster_pb2
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)

@@ -5,11 +5,10 @@ The parameters are objects: a caller without a type checker may give anything.
 
 import math
 
-from kvorumpb.v1.kv_pb2 import ListRequest
-
 from kvorum import limits
 from kvorum.codecs import Key, encode_bound
 from kvorum.errors import InvalidArgument, LimitExceeded
+from kvorumpb.v1.kv_pb2 import ListRequest
 
 
 def check_timeout(seconds: object) -> float:

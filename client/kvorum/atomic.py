@@ -1,22 +1,8 @@
 """Checks and operations that happen together, at one revision, or not at all."""
 
-# ruff: noqa: A001, A002, ASYNC109 - `type` and `timeout` are the words of the public API
-
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Self
-
-from kvorumpb.v1.command_pb2 import (
-    AddOperation,
-    Check,
-    DeleteOperation,
-    GetOperation,
-    Operation,
-    OperationResult,
-    PutOperation,
-    Transaction,
-    TransactionResult,
-)
 
 from kvorum import limits
 from kvorum.arguments import check_amount, check_revision
@@ -30,6 +16,17 @@ from kvorum.codecs import (
     encode_value,
 )
 from kvorum.errors import Conflict, InvalidArgument, KvorumError, LimitExceeded
+from kvorumpb.v1.command_pb2 import (
+    AddOperation,
+    Check,
+    DeleteOperation,
+    GetOperation,
+    Operation,
+    OperationResult,
+    PutOperation,
+    Transaction,
+    TransactionResult,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +76,8 @@ class Atomic:
 
     def put(self, key: Key, value: Any, *, type: ValueType | None = None) -> Self:
         """Write a value."""
-        type = self._default_type if type is None else check_type(type)
-        data = encode_value(value, type, key)
+        written_as = self._default_type if type is None else check_type(type)
+        data = encode_value(value, written_as, key)
         return self._append(Operation(put=PutOperation(key=encode_key(key), value=data)))
 
     def get(self, key: Key, *, type: ValueType | None = None) -> Self:
@@ -140,8 +137,8 @@ class Atomic:
                 key=key,
             )
         values = (
-            _read_operation(operation, result.revision, type)
-            for operation, type in zip(result.results, self._types, strict=True)
+            _read_operation(operation, result.revision, read_as)
+            for operation, read_as in zip(result.results, self._types, strict=True)
         )
         return AtomicResult(result.revision, tuple(values))
 

@@ -19,6 +19,9 @@ _OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_reconnect_backoff_ms", 200),
     ("grpc.min_reconnect_backoff_ms", 3_000),
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
+    # Measuring the bandwidth costs a ping per message, about a quarter of a small one's price.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 4 * limits.MIB),
     # Two stores in one process do not share a connection, or its fate.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),

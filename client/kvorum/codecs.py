@@ -14,11 +14,10 @@ import json
 from collections.abc import Callable
 from typing import Any, Final, Literal, NoReturn
 
-from kvorumpb.v1.command_pb2 import Record
-
 from kvorum import limits
 from kvorum.entry import Entry
 from kvorum.errors import DecodeError, InvalidArgument, LimitExceeded
+from kvorumpb.v1.command_pb2 import Record
 
 ValueType = Literal["json", "text", "bytes"]
 """How a value is written and read."""

@@ -1,13 +1,10 @@
 """The store, for asyncio programs."""
 
-# ruff: noqa: A001, A002, ASYNC109 - `type` and `timeout` are the words of the public API
+# ruff: noqa: A001 - `type` and `timeout` are the words of the public API
 
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Literal, Self, overload
-
-from kvorumpb.v1.command_pb2 import Transaction, TransactionResult
-from kvorumpb.v1.kv_pb2 import Call
 
 from kvorum import limits
 from kvorum.arguments import check_amount, check_limit, check_timeout, select
@@ -15,6 +12,8 @@ from kvorum.atomic import Atomic
 from kvorum.backends import Backend
 from kvorum.codecs import Key, ValueType, check_type, decode_entry, encode_key, encode_value
 from kvorum.entry import Entry, Page
+from kvorumpb.v1.command_pb2 import Transaction, TransactionResult
+from kvorumpb.v1.kv_pb2 import Call
 
 
 class KV:

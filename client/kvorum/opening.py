@@ -1,6 +1,6 @@
 """`kvorum.open` and `kvorum.open_sync`: from a target to a store."""
 
-# ruff: noqa: A001, A002 - `type` and `timeout` are the words of the public API
+# ruff: noqa: A001 - `type` and `timeout` are the words of the public API
 
 import os
 from collections.abc import Generator
@@ -47,8 +47,7 @@ class Opening:
 
 
 async def _open_backend(target: Target) -> Backend:
-    # What is not needed is not imported: a store in this process does without gRPC, and a
-    # cluster's client without the node.
+    # What is not needed is not imported: a cluster's client does without the node.
     match target:
         case Memory() | Directory():
             from kvorum.backends.embedded import EmbeddedBackend  # noqa: PLC0415 - see above

@@ -4,8 +4,6 @@ One event loop runs in one thread of its own, and carries out the calls of all
 threads, so that they share one connection and its batches.
 """
 
-# ruff: noqa: A002 - `type` and `timeout` are the words of the public API
-
 import asyncio
 import os
 import threading
@@ -30,6 +28,7 @@ class LoopThread:
     def __init__(self) -> None:
         self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
+        self._stopping = asyncio.Event()
         self._lock = threading.Lock()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="kvorum", daemon=True)
@@ -56,7 +55,7 @@ class LoopThread:
         """End the loop when what was submitted has ended, and join its thread."""
         with self._lock:
             self._stopped = True
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join()
 
     def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
@@ -74,12 +73,14 @@ class LoopThread:
         raise Closed("the store is closed")
 
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_forever()
-        # What was submitted just before the stop; the store is closed, so it ends by itself.
-        while tasks := asyncio.all_tasks(self._loop):
-            self._loop.run_until_complete(asyncio.wait(tasks))
-        self._loop.close()
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        await self._stopping.wait()
+        # What was submitted just before the stop ends by itself: the store is closed.
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others)
 
 
 class SyncKV:

@@ -23,6 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
 import kvorum
 from kvorum import KV, codecs
 from kvorum.admin import ClusterAdmin
@@ -31,8 +34,6 @@ from kvorum.cli.cluster_file import NoClusterHere
 from kvorum.cli.local_cluster import LocalCluster, NodeReport
 from kvorum.cli.records import Record
 from kvorum.errors import KvorumError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 ELECTION_TIMEOUT_MS: Final = 1000
 IN_FLIGHT: Final = 256
@@ -166,7 +167,7 @@ async def look_up(kv: KV, out: Console) -> None:
     """By code point."""
     out.print("\nBy code point")
     for character in "A√":
-        key = _key(ord(character))
+        key = key_of(ord(character))
         entry = await kv.get(key)
         found = None if entry is None else entry.value
         expected = describe(ord(character))
@@ -184,7 +185,7 @@ async def page_through(kv: KV, characters: Sequence[int], out: Console) -> None:
         pages, cursor = pages + 1, page.cursor
         if page.complete:
             break
-    expected = sorted(key for key in map(_key, characters) if key.startswith(EMOJI_PREFIX))
+    expected = sorted(key for key in map(key_of, characters) if key.startswith(EMOJI_PREFIX))
     require(keys == expected, f"{EMOJI_PREFIX}* lists {len(keys)} keys, not {len(expected)}")
     out.print(f"\nBy prefix\n  {EMOJI_PREFIX}*  {len(keys)} characters on {pages} pages of {PAGE}")
 
@@ -245,6 +246,11 @@ def named_characters() -> list[int]:
     return [point for point in range(sys.maxunicode + 1) if unicodedata.name(chr(point), "")]
 
 
+def key_of(point: int) -> str:
+    """Where the store keeps a character."""
+    return f"{PREFIX}{point:04X}"
+
+
 def describe(point: int) -> dict[str, Any]:
     """What the store keeps of a character."""
     character = chr(point)
@@ -277,13 +283,9 @@ def _flags() -> list[str]:
     return ["--election-timeout-ms", str(ELECTION_TIMEOUT_MS)]
 
 
-def _key(point: int) -> str:
-    return f"{PREFIX}{point:04X}"
-
-
 async def _records(characters: Sequence[int]) -> AsyncIterator[Record]:
     for point in characters:
-        key = _key(point)
+        key = key_of(point)
         yield Record(key, codecs.encode_value(describe(point), "json", key))
 
 

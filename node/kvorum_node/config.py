@@ -1,6 +1,7 @@
 """What a node is told: one frozen value, checked as a whole before anything starts."""
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
@@ -52,9 +53,14 @@ class NodeConfig(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 
-    @field_validator("listen", "advertise")
+    @field_validator("listen")
     @classmethod
     def _is_address(cls, address: str) -> str:
+        return check_address(address)
+
+    @field_validator("advertise")
+    @classmethod
+    def _is_address_or_empty(cls, address: str) -> str:
         return check_address(address) if address else address
 
     @field_validator("cluster")
@@ -101,14 +107,14 @@ class NodeConfig(BaseModel):
 
 def parse_name(name: str) -> NodeId:
     """The id of the node that is written so: 1 for `n1`."""
-    if not (name.startswith("n") and name[1:].isascii() and name[1:].isdigit()) or name[1] == "0":
+    if re.fullmatch(NAME_PATTERN, name) is None:
         raise ValueError(f"{name!r} is no node name: it is an n and a number, such as n1")
     return NodeId(int(name[1:]))
 
 
 def check_address(address: str) -> str:
     """The address itself, if it is a host and a port."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+):([0-9]{1,5})", address)
+    if match is None or not 0 < int(match[2]) < 65536:
         raise ValueError(f"{address!r} is no address: it is host:port, such as 127.0.0.1:7101")
     return address

@@ -66,6 +66,7 @@ class Driver:
         """
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle | None = None
+        why_ended = "it was told to"
         try:
             while not self._stopping:
                 self._wake.clear()
@@ -81,9 +82,15 @@ class Driver:
                     await self._wake.wait()
                 # Let in what has arrived: it shares the next turn.
                 await asyncio.sleep(0)
+        except Exception as error:
+            why_ended = str(error)
+            raise
         finally:
             if timer is not None:
                 timer.cancel()
+            # From here on nobody would be answered.
+            for group in self.groups.values():
+                group.close(why_ended)
             if self._cutting is not None:
                 await self._cutting
 
@@ -93,9 +100,7 @@ class Driver:
         self._wake.set()
 
     def close(self) -> None:
-        """Settle whoever still waits, and let the disk threads end."""
-        for group in self.groups.values():
-            group.close()
+        """Let the disk threads end. Requires that `run` has ended, or was never called."""
         self._log_disk.shutdown()
         self._state_disk.shutdown()
 

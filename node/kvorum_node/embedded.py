@@ -8,11 +8,10 @@ process lives; on a directory, an acknowledged write is on the disk.
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvorumpb.v1.kv_pb2 import Call, Reply
-
 from kvorum_node.node import Node, Timing
 from kvorum_node.raft.types import NodeId
 from kvorum_node.storage.data_directory import Identity, Storage
+from kvorumpb.v1.kv_pb2 import Call, Reply
 
 _LOG_MAX_BYTES = 16 << 20
 """There is no follower to keep a longer log for."""

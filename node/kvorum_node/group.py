@@ -26,10 +26,8 @@ from kvorum.errors import (
     NotLeader,
     OutcomeUnknown,
     Overloaded,
+    ShuttingDown,
 )
-from kvorumpb.v1.cluster_pb2 import Role
-from kvorumpb.v1.command_pb2 import CommandBatch, TransactionResult
-
 from kvorum_node.machine import Machine
 from kvorum_node.raft.candidate import Candidate
 from kvorum_node.raft.core import Raft, Ready
@@ -48,6 +46,8 @@ from kvorum_node.raft.types import (
 )
 from kvorum_node.storage.engine import Batch
 from kvorum_node.storage.raft_log import RaftLogStore
+from kvorumpb.v1.cluster_pb2 import Role
+from kvorumpb.v1.command_pb2 import CommandBatch, TransactionResult
 
 COMMAND_FORMAT = 1
 
@@ -114,6 +114,7 @@ class Group:
         self._wake = wake
         self._waiters = _Waiters()
         self._next_read = 0
+        self._closed_because: str | None = None
         self._seen: tuple[Term, NodeId | None, Role.ValueType] = (Term(0), None, Role.FOLLOWER)
         self._ticks_since_lead = 0
 
@@ -127,7 +128,7 @@ class Group:
             deadline: on the event loop's clock.
 
         Raises:
-            NotLeader, NoLeader, Overloaded: nothing was taken.
+            NotLeader, NoLeader, Overloaded, ShuttingDown: nothing was taken.
         """
         self._require_leader()
         waiters = self._waiters
@@ -145,7 +146,7 @@ class Group:
         """Wait until the state holds every write acknowledged before this call.
 
         Raises:
-            NotLeader, NoLeader
+            NotLeader, NoLeader, ShuttingDown
         """
         self._require_leader()
         future: Read = asyncio.get_running_loop().create_future()
@@ -183,14 +184,14 @@ class Group:
         """Apply what is committed, and answer whoever waits for it."""
         if ready.committed:
             results = self.machine.apply(ready.committed)
+            proposals = self._waiters.proposals
             for entry, outcome in zip(ready.committed, results, strict=True):
-                proposal = self._waiters.proposals.pop(entry.index, None)
-                if proposal is None:
-                    continue
-                if proposal.term == entry.term:
+                proposal = proposals.get(entry.index)
+                if proposal is not None and proposal.term == entry.term:
+                    del proposals[entry.index]
                     _settle(proposal, outcome)
-                else:  # another leader's entry stands there: ours is gone for good
-                    self._refuse(proposal.submissions)
+                elif proposals:
+                    self._refuse_replaced(entry.term)
         self._answer_reads(ready.reads)
 
     def observe(self) -> None:
@@ -216,22 +217,20 @@ class Group:
     def tick(self, now: float) -> None:
         self.raft.tick()
         self._expire(now)
-        self._ticks_since_lead += 1
-        if (
-            self._waiters.proposals
-            and self.role is not Role.LEADER
-            and self._ticks_since_lead > self.raft.settings.election_ticks
-        ):
+        self._ticks_since_lead = 0 if self.role == Role.LEADER else self._ticks_since_lead + 1
+        if self._waiters.proposals and self._ticks_since_lead > self.raft.settings.election_ticks:
             # By now another leader has committed or replaced them, but where this node
             # hears no leader it cannot know which.
             self._abandon("the leader was lost before it could say")
 
-    def close(self) -> None:
-        """Settle everything that still waits."""
+    def close(self, why: str) -> None:
+        """Settle everything that still waits, and take nothing more."""
+        self._closed_because = why
         self._refuse(self._waiters.queued)
         self._waiters.queued = []
+        self._waiters.queued_bytes = 0
         self._fail_all_reads()
-        self._abandon("the node stopped before the write was committed")
+        self._abandon(f"the node stopped before the write was committed: {why}")
 
     # What others ask.
 
@@ -261,6 +260,8 @@ class Group:
 
     def not_leader(self) -> KvorumError:
         """The error that sends a client to the leader, as far as it is known."""
+        if self._closed_because is not None:
+            return ShuttingDown(f"{node_name(self.raft.node)} stopped: {self._closed_because}")
         leader = self.raft.leader
         if leader is None or leader == self.raft.node:
             return NoLeader(f"{node_name(self.raft.node)} knows no leader now; an election is due")
@@ -271,7 +272,7 @@ class Group:
         )
 
     def _require_leader(self) -> None:
-        if not isinstance(self.raft.role, Leader):
+        if self._closed_because is not None or not isinstance(self.raft.role, Leader):
             raise self.not_leader()
 
     def _propose(self, submissions: list[_Submission]) -> None:
@@ -286,7 +287,11 @@ class Group:
         except TooManyUncommitted:
             _fail(submissions, _overloaded)
         else:
-            self._waiters.proposals[position.index] = _Proposal(position.term, submissions)
+            proposals = self._waiters.proposals
+            replaced = proposals.pop(position.index, None)
+            if replaced is not None:  # by a leader in between: others may still hold the entry
+                _in_doubt(replaced, "the entry was replaced in the log of this node")
+            proposals[position.index] = _Proposal(position.term, submissions)
 
     def _answer_reads(self, confirmed: Sequence[ReadState]) -> None:
         waiters = self._waiters
@@ -320,10 +325,19 @@ class Group:
     def _refuse(self, submissions: Sequence[_Submission]) -> None:
         _fail(submissions, self.not_leader)
 
+    def _refuse_replaced(self, term: Term) -> None:
+        """Refuse what was proposed in older terms than that of a committed entry.
+
+        Terms never decrease along a log: behind that entry there is no place for them.
+        """
+        proposals = self._waiters.proposals
+        for index in [index for index, one in proposals.items() if one.term < term]:
+            self._refuse(proposals.pop(index).submissions)
+
     def _abandon(self, why: str) -> None:
         proposals, self._waiters.proposals = self._waiters.proposals, {}
         for proposal in proposals.values():
-            _fail(proposal.submissions, lambda: OutcomeUnknown(f"outcome unknown: {why}"))
+            _in_doubt(proposal, why)
 
     def _fail_reads(self, reads: Sequence[_Reads]) -> None:
         for read in reads:
@@ -391,6 +405,10 @@ def _fail(submissions: Sequence[_Submission], error: Callable[[], KvorumError]) 
     for one in submissions:
         if not one.future.done():
             one.future.set_exception(error())
+
+
+def _in_doubt(proposal: _Proposal, why: str) -> None:
+    _fail(proposal.submissions, lambda: OutcomeUnknown(f"outcome unknown: {why}"))
 
 
 def _overloaded() -> Overloaded:

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from random import SystemRandom
 
 from kvorum.errors import DataDirectoryMismatch, NoLeader, StorageError
-from kvorumpb.v1.command_pb2 import GroupConfiguration
-
 from kvorum_node.driver import Driver
 from kvorum_node.group import Group
 from kvorum_node.machine import Machine
@@ -33,6 +31,7 @@ from kvorum_node.storage.data_directory import Storage
 from kvorum_node.storage.engine import Batch
 from kvorum_node.storage.raft_log import RaftLogStore
 from kvorum_node.transport import Transport
+from kvorumpb.v1.command_pb2 import GroupConfiguration
 
 DEFAULT_GROUP = GroupId(1)
 """The group of the namespace `default`."""
@@ -136,7 +135,7 @@ class Node:
             await self._wait_leadership_change()
 
     async def transfer_leadership(self, target: NodeId | None) -> NodeId:
-        """Hand leadership over, to the voter that is furthest ahead if none is named.
+        """Hand leadership over, to the living voter that is furthest ahead if none is named.
 
         Returns who leads then.
 
@@ -149,9 +148,11 @@ class Node:
         if not isinstance(raft.role, Leader):
             raise self.group.not_leader()
         if target is None:
+            # A dead member may have just as much of the log, and would never take over.
+            progress = raft.role.progress
             target = max(
-                raft.role.progress,
-                key=lambda member: raft.role.progress[member].match,  # type: ignore[union-attr]
+                progress,
+                key=lambda member: (progress[member].active, progress[member].match),
                 default=None,
             )
         if target is None:
@@ -212,6 +213,11 @@ class Node:
             raise StorageError(
                 f"the state of {self} has applied {machine.applied}, but its log ends at"
                 f" {log.last_index()}: the log was lost. Replace the node; do not start it again"
+            )
+        if machine.applied < log.first_index() - 1:
+            raise StorageError(
+                f"the state of {self} has only applied {machine.applied}, but its log begins with"
+                f" {log.first_index()}: the state was lost. Replace the node"
             )
         raft = Raft(
             self.id,

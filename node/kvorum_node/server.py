@@ -18,16 +18,16 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+
 from kvorum import limits
 from kvorum.errors import KvorumError
-from kvorumpb.v1 import cluster_pb2, kv_pb2, raft_pb2  # noqa: F401 - reflection describes them
-
 from kvorum_node import logs
 from kvorum_node.config import NodeConfig
 from kvorum_node.node import Node, Timing
 from kvorum_node.raft.leader import Leader
 from kvorum_node.services import cluster, kv, peers
 from kvorum_node.storage.data_directory import Identity, Storage
+from kvorumpb.v1 import cluster_pb2, kv_pb2, raft_pb2  # noqa: F401 - reflection describes them
 
 GRACE_SECONDS = 2.0
 """How long calls under way may take to finish at a shutdown."""
@@ -38,6 +38,8 @@ _SERVER_OPTIONS: list[tuple[str, int]] = [
     ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a rival
     ("grpc.max_send_message_length", limits.MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
+    ("grpc.http2.bdp_probe", 0),  # as in kvorum/channels.py
+    ("grpc.http2.lookahead_bytes", 4 * limits.MIB),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_time_ms", 10_000),

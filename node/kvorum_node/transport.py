@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Mapping
 
 import grpc
 import grpc.aio
+
 from kvorum import limits
 from kvorum.channels import connect
-from kvorumpb.v1 import raft_pb2
-
 from kvorum_node import wire
 from kvorum_node.raft.messages import AppendEntries, Message
 from kvorum_node.raft.types import GroupId, NodeId, node_name
+from kvorumpb.v1 import raft_pb2
 
 STREAM_METHOD = "/kvorumpb.v1.Raft/Stream"
 

@@ -5,10 +5,9 @@ Rules: nothing is decided here, and every message survives the round trip.
 
 from typing import assert_never
 
-from kvorumpb.v1 import raft_pb2 as pb
-
 from kvorum_node.raft import messages as raft
 from kvorum_node.raft.types import Entry, EntryKind, GroupId, Index, NodeId, Position, Term
+from kvorumpb.v1 import raft_pb2 as pb
 
 
 def encode(group: GroupId, message: raft.Message) -> pb.RaftMessage:

@@ -36,7 +36,9 @@ class Figure:
     p99_ms: float
 
 
-async def measure(call: Callable[[int], Awaitable[object]], in_flight: int, seconds: float) -> Figure:
+async def measure(
+    call: Callable[[int], Awaitable[object]], in_flight: int, seconds: float
+) -> Figure:
     """Keep so many calls in flight for so long; a first fifth of the time warms up."""
     numbers = count()
     clock = time.perf_counter
@@ -87,12 +89,18 @@ async def bench_local(seconds: float, size: int) -> Table:
 def main(
     seconds: Annotated[float, typer.Option(help="Of each measurement.")] = 5.0,
     size: Annotated[int, typer.Option(help="Of a value, in bytes.")] = 256,
-    target: Annotated[str, typer.Option(help="A running store; three new local nodes if empty.")] = "",
+    target: Annotated[
+        str, typer.Option(help="A running store; three new local nodes if empty.")
+    ] = "",
 ) -> None:
     """Measure puts and gets."""
     console = Console()
-    console.print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    console.print(asyncio.run(bench(target, seconds, size) if target else bench_local(seconds, size)))
+    console.print(
+        f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    )
+    console.print(
+        asyncio.run(bench(target, seconds, size) if target else bench_local(seconds, size))
+    )
 
 
 if __name__ == "__main__":

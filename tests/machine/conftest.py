@@ -9,7 +9,7 @@ import pytest
 
 from kvorum_node.machine import Machine
 from kvorum_node.raft.types import GroupId
-from kvorum_node.storage.engine import Engine, Family
+from kvorum_node.storage.engine import Engine
 from kvorum_node.storage.memory import MemoryEngine
 from kvorum_node.storage.rocks import RocksEngine, Role
 
@@ -58,7 +58,7 @@ class RocksDisk:
         self.engine.close()
 
     def _open(self) -> None:
-        self.engine: Engine = RocksEngine.open(self._state, [Family.DATA, Family.META], Role.STATE)
+        self.engine: Engine = RocksEngine.open(self._state, Role.STATE)
 
 
 Disk: TypeAlias = MemoryDisk | RocksDisk

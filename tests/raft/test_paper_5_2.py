@@ -73,12 +73,16 @@ def test_5_2_a_follower_that_hears_no_leader_starts_an_election() -> None:
     host.tick(host.raft.election_timeout - 1)
     assert is_follower(host.raft, leader=2)
     host.tick()
-    pre = dict(term=2, last="1@1", sender=1, pre=True)
-    assert host.drain() == [request_vote(**pre, to=2), request_vote(**pre, to=3)]
+    assert host.drain() == [
+        request_vote(2, "1@1", pre=True, sender=1, to=2),
+        request_vote(2, "1@1", pre=True, sender=1, to=3),
+    ]
     assert host.raft.term == 1
 
-    real = dict(term=2, last="1@1", sender=1)
-    assert host.ask(vote(2, pre=True)) == [request_vote(**real, to=2), request_vote(**real, to=3)]
+    assert host.ask(vote(2, pre=True)) == [
+        request_vote(2, "1@1", sender=1, to=2),
+        request_vote(2, "1@1", sender=1, to=3),
+    ]
     assert is_candidate(host.raft)
     assert (host.disk.hard_state.term, host.disk.hard_state.vote) == (2, 1)
 
@@ -125,7 +129,7 @@ def test_5_2_a_candidate_that_neither_wins_nor_loses_starts_a_new_election() -> 
 def test_5_2_a_majority_of_votes_decides_an_election(
     size: int, votes: Mapping[int, bool], role: str, pre: bool
 ) -> None:
-    """A candidate wins with votes from a majority, and stops being one when that is out of reach."""
+    """A candidate wins with a majority, and stops being one when that is out of reach."""
     host = Host(voters=size)
     if pre or size == 1:
         host.tick(host.raft.election_timeout)
@@ -290,9 +294,7 @@ def test_5_2_mostly_one_member_alone_times_out_first(
     the chance of m/k x the sum of (j/k)^(m-1) over j < k.
     """
     expected = (
-        members
-        / len(values)
-        * sum((j / len(values)) ** (members - 1) for j in range(len(values)))
+        members / len(values) * sum((j / len(values)) ** (members - 1) for j in range(len(values)))
     )
     hosts = [
         Host(node, members, settings=TWENTY_TICKS, randint=Random(node).randint)

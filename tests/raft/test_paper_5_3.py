@@ -11,9 +11,9 @@ from tests.support.raft_group import (
     Host,
     accepted,
     append,
-    as_leader,
     entries,
     heartbeat,
+    is_leader,
     of_terms,
     rejected,
     vote,
@@ -189,7 +189,7 @@ FIGURE_7_FOLLOWERS = {
 
 @pytest.mark.parametrize("name", FIGURE_7_FOLLOWERS)
 def test_5_3_figure_7_a_leader_makes_any_followers_log_equal_to_its_own(name: str) -> None:
-    """Entries that the follower lacks, has too many of, or both: by the check alone, all come right."""
+    """Missing entries, extra entries, or both: by the consistency check alone, all come right."""
     follower: Sequence[Entry] = FIGURE_7_FOLLOWERS[name]
     group = Group.of(3, logs={1: FIGURE_7_LEADER, 2: follower}, term=7)
     # n3 votes for the leader by hand: the follower's log may be the better one.
@@ -232,5 +232,5 @@ def test_5_3_a_leader_never_changes_its_own_log() -> None:
         vote(3, granted=False, sender=3),
     )
 
-    assert as_leader(host.raft)
+    assert is_leader(host.raft)
     assert whole(host.raft.log) == before == "1@1 2@2 3@3 4@3"

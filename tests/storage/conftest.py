@@ -1,9 +1,11 @@
+"""The engines, each of which the tests of the rule run on."""
+
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kvorum_node.storage.engine import Engine, Family
+from kvorum_node.storage.engine import Engine
 from kvorum_node.storage.memory import MemoryEngine
 from kvorum_node.storage.rocks import RocksEngine, Role
 
@@ -16,8 +18,8 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
         case "memory":
             opened = MemoryEngine()
         case "rocks-log":
-            opened = RocksEngine.open(tmp_path / "log", set(Family), Role.LOG)
+            opened = RocksEngine.open(tmp_path / "log", Role.LOG)
         case _:
-            opened = RocksEngine.open(tmp_path / "state", set(Family), Role.STATE)
+            opened = RocksEngine.open(tmp_path / "state", Role.STATE)
     yield opened
     opened.close()

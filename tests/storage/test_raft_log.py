@@ -428,9 +428,9 @@ def test_it_agrees_with_a_list(engine: Engine, seed: int, monkeypatch: pytest.Mo
 
 
 def test_a_restart_of_the_engine_brings_the_log_back(tmp_path: Path) -> None:
-    engine = RocksEngine.open(tmp_path / "log", {Family.LOG}, Role.LOG)
+    engine = RocksEngine.open(tmp_path / "log", Role.LOG)
     Host(engine).append(*entries_of(1, 1, 1, 2))
     engine.close()
-    reopened = RocksEngine.open(tmp_path / "log", {Family.LOG}, Role.LOG, create=False)
+    reopened = RocksEngine.open(tmp_path / "log", Role.LOG, create=False)
     assert Host(reopened).all() == entries_of(1, 1, 1, 2)
     reopened.close()

@@ -17,7 +17,7 @@ LOG = Family.LOG
 
 
 def open_log(path: Path) -> RocksEngine:
-    return RocksEngine.open(path, {LOG}, Role.LOG)
+    return RocksEngine.open(path, Role.LOG)
 
 
 def write(engine: RocksEngine, key: bytes, value: bytes) -> None:
@@ -47,21 +47,21 @@ def test_a_held_scan_does_not_keep_the_directory_locked(tmp_path: Path) -> None:
 def test_a_missing_engine_is_not_created_unasked(tmp_path: Path) -> None:
     for role in Role:
         with pytest.raises(StorageError):
-            RocksEngine.open(tmp_path / role.value, {LOG}, role, create=False)
+            RocksEngine.open(tmp_path / role.value, role, create=False)
 
 
 def test_a_file_in_the_way_is_an_error_of_ours(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("")
     for role in Role:
         with pytest.raises(StorageError):
-            RocksEngine.open(tmp_path / "log", {LOG}, role)
+            RocksEngine.open(tmp_path / "log", role)
 
 
 @pytest.mark.parametrize("role", list(Role))
 def test_close_waits_for_a_sync_that_is_running(tmp_path: Path, role: Role) -> None:
     """Seen from the syncing thread: every sync ends well, or finds the engine closed."""
     for round_number in range(10):
-        engine = RocksEngine.open(tmp_path / "engine", {LOG}, role)
+        engine = RocksEngine.open(tmp_path / "engine", role)
         failures: list[StorageError] = []
         synced = threading.Event()
 
@@ -116,7 +116,7 @@ def test_a_cut_log_gives_its_disk_back(tmp_path: Path, value_bytes: int) -> None
 
 def test_state_writes_no_wal(tmp_path: Path) -> None:
     """The log has the same bytes already: a second WAL would double what every write costs."""
-    engine = RocksEngine.open(tmp_path / "state", {LOG}, Role.STATE)
+    engine = RocksEngine.open(tmp_path / "state", Role.STATE)
     write(engine, b"a", bytes(MIB))
     assert engine.size_bytes() < MIB // 2
     engine.close()

@@ -75,7 +75,7 @@ def damaged_copy(original: Path, copy: Path, damage: Damage) -> Path:
 
 def recovered(path: Path) -> int:
     """How many writes the log still has, which must be the first ones, unaltered."""
-    engine = RocksEngine.open(path, {Family.LOG}, Role.LOG, create=False)
+    engine = RocksEngine.open(path, Role.LOG, create=False)
     try:
         found = list(engine.scan(Family.LOG, b"", None))
     finally:
@@ -206,9 +206,7 @@ def test_state_loses_a_suffix_and_never_half_a_batch(tmp_path: Path) -> None:
     applied = 0
     for _ in range(4):
         synced = kill_writer_after(rng.uniform(0, 0.5), "state", tmp_path / "state", applied + 1)
-        engine = RocksEngine.open(
-            tmp_path / "state", {Family.DATA, Family.META}, Role.STATE, create=False
-        )
+        engine = RocksEngine.open(tmp_path / "state", Role.STATE, create=False)
         stored = engine.get(Family.META, b"applied")
         keys = [key for key, _ in engine.scan(Family.DATA, b"", None)]
         engine.close()
@@ -223,7 +221,7 @@ def test_a_raft_log_keeps_what_it_promised(tmp_path: Path) -> None:
     last = 0
     for _ in range(4):
         promised = kill_writer_after(rng.uniform(0, 0.4), "raft", tmp_path / "log", last + 1)
-        engine = RocksEngine.open(tmp_path / "log", {Family.LOG}, Role.LOG, create=False)
+        engine = RocksEngine.open(tmp_path / "log", Role.LOG, create=False)
         log = RaftLogStore(engine, GROUP)
         last = log.last_index()
         assert last >= promised
@@ -252,7 +250,7 @@ def test_a_full_disk_stops_the_engine_for_good(tmp_path: Path, role: Role) -> No
 
 
 def test_without_fsync_a_sync_waits_for_nothing(tmp_path: Path) -> None:
-    engine = RocksEngine.open(tmp_path / "log", {Family.LOG}, Role.LOG, fsync=False)
+    engine = RocksEngine.open(tmp_path / "log", Role.LOG, fsync=False)
     before = (tmp_path / "log" / "SYNCED").read_bytes()
     batch = Batch()
     batch.put(Family.LOG, b"a", b"1")
@@ -260,6 +258,6 @@ def test_without_fsync_a_sync_waits_for_nothing(tmp_path: Path) -> None:
     engine.sync()
     assert (tmp_path / "log" / "SYNCED").read_bytes() == before
     engine.close()
-    reopened = RocksEngine.open(tmp_path / "log", {Family.LOG}, Role.LOG)
+    reopened = RocksEngine.open(tmp_path / "log", Role.LOG)
     assert reopened.get(Family.LOG, b"a") == b"1"
     reopened.close()

@@ -29,7 +29,7 @@ def record(number: int) -> bytes:
 
 
 def write_log(path: Path, writes: int, synced: int) -> None:
-    engine = RocksEngine.open(path, {Family.LOG}, Role.LOG)
+    engine = RocksEngine.open(path, Role.LOG)
     for number in range(1, writes + 1):
         batch = Batch()
         batch.put(Family.LOG, b"%08d" % number, record(number))
@@ -40,7 +40,7 @@ def write_log(path: Path, writes: int, synced: int) -> None:
 
 
 def write_state(path: Path, first: int) -> None:
-    engine = RocksEngine.open(path, {Family.DATA, Family.META}, Role.STATE)
+    engine = RocksEngine.open(path, Role.STATE)
     written = first - 1
 
     def sync_for_ever() -> None:
@@ -59,7 +59,7 @@ def write_state(path: Path, first: int) -> None:
 
 
 def write_raft(path: Path, first: int) -> None:
-    engine = RocksEngine.open(path, {Family.LOG}, Role.LOG)
+    engine = RocksEngine.open(path, Role.LOG)
     log = RaftLogStore(engine, GROUP)
     index = first
     while True:
@@ -79,7 +79,7 @@ def write_raft(path: Path, first: int) -> None:
 
 
 def fill_the_disk(role: Role, path: Path) -> None:
-    engine = RocksEngine.open(path, {Family.LOG}, role)
+    engine = RocksEngine.open(path, role)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (256 * 1024, limits[1]))
     outcomes = []
@@ -101,7 +101,7 @@ def fill_the_disk(role: Role, path: Path) -> None:
     except StorageError as error:
         outcomes.append(str(error))
     engine.close()
-    RocksEngine.open(path, {Family.LOG}, role, create=False).close()
+    RocksEngine.open(path, role, create=False).close()
     print("\n".join(outcomes))
 
 

@@ -16,12 +16,12 @@ from typing import Self
 
 import grpc
 import grpc.aio
-from kvorumpb.v1.command_pb2 import OperationResult, TransactionResult
-from kvorumpb.v1.kv_pb2 import Call, Leadership, Reply, SessionRequest, SessionResponse
 
 from kvorum import limits
 from kvorum.errors import KvorumError, NotLeader
 from kvorum.status import to_status
+from kvorumpb.v1.command_pb2 import OperationResult, TransactionResult
+from kvorumpb.v1.kv_pb2 import Call, Leadership, Reply, SessionRequest, SessionResponse
 
 Script = Callable[[Call], Reply | KvorumError | None]
 """What a node answers: a reply, an error, or nothing at all."""
@@ -46,8 +46,14 @@ def succeed(call: Call) -> Reply:
         case "txn":
             results = [OperationResult() for _ in call.txn.transaction.operations]
             for operation, result in zip(call.txn.transaction.operations, results, strict=True):
-                if operation.HasField("add"):
+                if operation.HasField("get"):
+                    result.get.SetInParent()
+                elif operation.HasField("add"):
                     result.add.value = operation.add.amount
+                elif operation.HasField("put"):
+                    result.put.SetInParent()
+                else:
+                    result.delete.deleted = True
             reply.txn.result.CopyFrom(
                 TransactionResult(succeeded=True, revision=call.id, results=results)
             )
@@ -183,12 +189,12 @@ class FakeNode:
                 stream.answer(call, self.script)
             await self.reading.wait()
         self.half_closed += 1
+        # What is under way may still be answered.
+        await stream.broken.wait()
 
 
 class _Stream:
-    def __init__(
-        self, context: grpc.aio.ServicerContext[SessionRequest, SessionResponse]
-    ) -> None:
+    def __init__(self, context: grpc.aio.ServicerContext[SessionRequest, SessionResponse]) -> None:
         self.broken = asyncio.Event()
         self._context = context
         self._outgoing: asyncio.Queue[SessionResponse] = asyncio.Queue()

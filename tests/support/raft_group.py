@@ -4,8 +4,8 @@
     Host    one member: a `Raft`, its disk, and the law of `Ready` (core.py)
     Group   several hosts and the messages between them
 
-Rules: nothing here waits or draws a random number; hosts and messages are taken in a
-fixed order; so a test says exactly what happens. Positions are written `index@term`,
+Rules: nothing here waits, hosts and messages are taken in a fixed order, and chance
+comes from a seed; so a test says exactly what happens. Positions are written `index@term`,
 and a log as its entries in that notation: "1@1 2@1 3@2".
 
 The functions at the end write messages as a test wants to read them. Unless told
@@ -15,6 +15,7 @@ of the others' messages.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from random import Random
 
 from kvorum_node.raft.candidate import Candidate
 from kvorum_node.raft.core import Raft, Ready
@@ -105,6 +106,16 @@ class Disk:
     @property
     def synced_log(self) -> tuple[Entry, ...]:
         return self._synced[0]
+
+    @property
+    def synced_hard_state(self) -> HardState:
+        return self._synced[1]
+
+    def has_synced(self, entry: Entry) -> bool:
+        """Whether a crash would leave the entry, or its effect in the state (it was cut)."""
+        at = entry.index - self.start.index - 1
+        log = self.synced_log
+        return at < 0 or (at < len(log) and log[at].term == entry.term)
 
     @property
     def last(self) -> Position:
@@ -220,7 +231,7 @@ class Host:
         self.applied, self.reads = [], []
 
     def restart(self, *, applied: int = 0) -> None:
-        """Start again from the disk, with a state machine that holds the entries through `applied`."""
+        """Start again from the disk, with a state machine that holds the entries to `applied`."""
         self.raft = self._load(applied)
         self.up = True
 
@@ -301,8 +312,9 @@ class Group:
         logs: Mapping[int, str | Sequence[Entry]] | None = None,
         term: int = 0,
         settings: Settings = SETTINGS,
-        randint: Callable[[int, int], int] = lowest,
+        seed: int = 0,
     ) -> "Group":
+        randint = Random(seed).randint
         return cls(
             {
                 NodeId(node): Host(
@@ -407,8 +419,7 @@ def is_leader(raft: Raft) -> bool:
 
 
 def as_leader(raft: Raft) -> Leader:
-    if not isinstance(raft.role, Leader):
-        raise AssertionError(f"n{raft.node} is {raft.role}")
+    assert isinstance(raft.role, Leader)
     return raft.role
 
 
@@ -430,7 +441,7 @@ def entries(text: str, *, data: bytes = b"") -> tuple[Entry, ...]:
 
 
 def of_terms(*terms: int) -> tuple[Entry, ...]:
-    """The log whose entries, from index 1 on, are of these terms: the boxes of the paper's figures."""
+    """The log whose entries are of these terms, from index 1 on: the boxes of the figures."""
     return tuple(Entry(Index(at), Term(term)) for at, term in enumerate(terms, start=1))
 
 

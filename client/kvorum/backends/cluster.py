@@ -23,7 +23,6 @@ from itertools import count
 from typing import Final
 
 import grpc.aio
-from kvorumpb.v1.kv_pb2 import Call, Leadership, Reply
 
 from kvorum.backends.leadership import LeaderView
 from kvorum.backends.pending import Deadlines, PendingCall
@@ -40,6 +39,7 @@ from kvorum.errors import (
     ShuttingDown,
 )
 from kvorum.status import from_status, retry_delay_seconds
+from kvorumpb.v1.kv_pb2 import Call, Leadership, Reply
 
 PACE_SECONDS: Final = 0.05
 """How often an unreachable node, or one that does not lead, is tried again."""
@@ -47,6 +47,8 @@ STAGGER_SECONDS: Final = 0.005
 """Between the first words to the nodes: mostly the first of them already knows the leader."""
 PATIENCE_SECONDS: Final = 0.5
 """How long a leader may take to connect, or to answer anything, before the others are asked."""
+GRACE_SECONDS: Final = 1.0
+"""How long a former leader that still answers may take over the writes it was sent."""
 MIN_BACKOFF_SECONDS: Final = 0.01
 MAX_BACKOFF_SECONDS: Final = 0.2
 
@@ -188,7 +190,7 @@ class ClusterBackend:
             # Whoever leads instead leads a later term; at least the next.
             term += 1
         address = error.metadata.get("address", "")
-        if address != session.address:
+        if address and address != session.address:
             self._observe(term, error.metadata.get("leader", ""), address)
 
     def _prove(self, session: Session) -> None:
@@ -295,7 +297,9 @@ class ClusterBackend:
     def _open(self, node: _Node, now: float) -> None:
         session = node.session = Session(node.address, node.channel, self, self._ids)
         node.asked_at = now
-        self._sessions[session] = self._loop.create_task(self._serve(node, session))
+        self._sessions[session] = self._loop.create_task(
+            self._serve(node, session), name=f"kvorum session to {node.address}"
+        )
 
     async def _serve(self, node: _Node, session: Session) -> None:
         cause: Exception | None = None
@@ -336,7 +340,8 @@ class ClusterBackend:
                 if session is self._proven:
                     self._proven = None
                 self._take_back(session)
-                session.retire()
+                silent = session.silent_for() > PATIENCE_SECONDS
+                session.retire(grace_seconds=0.0 if silent else GRACE_SECONDS)
 
     def _take_back(self, session: Session) -> None:
         """Let everything on the stream wait for another one, but for the writes that were sent."""

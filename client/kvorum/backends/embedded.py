@@ -8,12 +8,11 @@ import asyncio
 from itertools import count, islice
 from typing import TYPE_CHECKING, Self
 
-from kvorumpb.v1.kv_pb2 import Call, Reply
-
 from kvorum import limits
 from kvorum.backends.pending import Deadlines, PendingCall
 from kvorum.errors import Closed, OutcomeUnknown, StorageError
 from kvorum.status import from_status
+from kvorumpb.v1.kv_pb2 import Call, Reply
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,10 +9,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from kvorumpb.v1.kv_pb2 import Call, Reply
-
 from kvorum import limits
 from kvorum.errors import DeadlineExceeded, KvorumError
+from kvorumpb.v1.kv_pb2 import Call, Reply
 
 RESOLUTION_SECONDS: Final = 0.01
 """A deadline is noticed this much late at most: calls of the same moment share a timer."""

@@ -15,14 +15,12 @@ from itertools import count, islice
 from typing import Final, Protocol
 
 import grpc.aio
-from kvorumpb.v1.kv_pb2 import Call, Leadership, Reply, SessionRequest, SessionResponse
 
 from kvorum import limits
 from kvorum.backends.pending import PendingCall
+from kvorumpb.v1.kv_pb2 import Call, Leadership, Reply, SessionRequest, SessionResponse
 
 SEND_INTERVAL_SECONDS: Final = 0.001
-RETIREMENT_SECONDS: Final = 1.0
-"""How long the writes under way on a stream that is given up may still be answered."""
 
 _METHOD: Final = "/kvorumpb.v1.KV/Session"
 
@@ -76,13 +74,11 @@ class Session:
         oldest = next(iter(self.in_flight.values()))
         return self._loop.time() - max(self.heard_at, oldest.sent_at)
 
-    def retire(self) -> None:
-        """Send nothing more; end when all is answered, or after RETIREMENT_SECONDS."""
-        if not self._given_up:
-            self._given_up = True
-            self._wake.set()
-            grace = RETIREMENT_SECONDS if self.in_flight else 0.0
-            self._loop.call_later(grace, self.abort)
+    def retire(self, *, grace_seconds: float) -> None:
+        """Send nothing more; end when the node has answered everything, or after the grace."""
+        self._given_up = True
+        self._wake.set()
+        self._loop.call_later(grace_seconds if self.in_flight else 0.0, self.abort)
 
     def abort(self) -> None:
         """End now."""
@@ -90,20 +86,17 @@ class Session:
         self._stream.cancel()
 
     async def run(self) -> Exception | None:
-        """Serve until the stream ends, and return why; None if it was given up here."""
-        writer = asyncio.create_task(self._write(), name=f"kvorum session to {self.address}")
+        """Serve until the stream ends, and return why; None if it was given up here.
+
+        After `abort` it ends with CancelledError: so gRPC reports a stream cancelled on this side.
+        """
+        writer = asyncio.create_task(self._write(), name=f"kvorum writer to {self.address}")
         cause: Exception | None = ConnectionResetError(f"{self.address} ended the stream")
         try:
             while isinstance(response := await self._stream.read(), SessionResponse):
                 self._hear(response)
         except grpc.aio.AioRpcError as error:
             cause = error
-        except asyncio.CancelledError:
-            # gRPC reports a stream that `abort` cancelled in the same way as the cancellation of
-            # this task; only the latter may go on.
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
         finally:
             if self._timer is not None:
                 self._timer.cancel()

@@ -6,10 +6,12 @@
     data.py             `kvorum get | put | delete | list | add | status`
     transfer.py         `kvorum import | export`
 
+    bulk.py             writing many records, over a failover too
     local_cluster.py    node processes on this machine, as a class without a terminal
     cluster_file.py     what it remembers on disk
     processes.py        processes, told apart from others that got the same pid
     records.py          a key and its value as one line of JSON, exactly
+    node_view.py        what a node says about itself, for tables and JSON
     console.py          the two streams, and tables that fit a terminal or a pipe
 
 Exit statuses: 0 done, 1 failed (one line `error: ...` on stderr), 2 wrong usage,

@@ -13,7 +13,7 @@ never otherwise.
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from kvorum.cli.records import Record, parse_record
@@ -88,38 +88,44 @@ async def read_records(lines: AsyncIterable[bytes]) -> AsyncIterator[Record]:
         yield record
 
 
-async def read_lines(source: BinaryIO) -> AsyncIterator[bytes]:
-    """The lines of a file or a pipe, read ahead by a bounded amount.
+async def read_lines(source: BinaryIO) -> AsyncGenerator[bytes, None]:
+    """The lines of a file or a pipe, read ahead by a bounded amount; closes it in the end.
 
-    A daemon thread reads: a pipe that stays silent holds up neither the answers of the store
-    nor Ctrl-C.
+    A daemon thread reads, and owns the source: a pipe that stays silent holds up neither the
+    answers of the store nor Ctrl-C.
     """
     loop = asyncio.get_running_loop()
     blocks: asyncio.Queue[list[bytes] | OSError] = asyncio.Queue()
     room = threading.Semaphore(READ_AHEAD_BLOCKS)
+    abandoned = threading.Event()
 
     def hand_over(block: list[bytes] | OSError) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
             loop.call_soon_threadsafe(blocks.put_nowait, block)
 
     def read() -> None:
-        try:
+        with source:
             more = True
-            while more:
-                room.acquire()
-                block = source.readlines(BLOCK_BYTES)
+            while more and room.acquire() and not abandoned.is_set():
+                try:
+                    block = source.readlines(BLOCK_BYTES)
+                except OSError as error:
+                    hand_over(error)
+                    return
                 hand_over(block)
                 more = bool(block)
-        except OSError as error:
-            hand_over(error)
 
     threading.Thread(target=read, daemon=True, name="read-lines").start()
-    while block := await blocks.get():
-        if isinstance(block, OSError):
-            raise block
+    try:
+        while block := await blocks.get():
+            if isinstance(block, OSError):
+                raise block
+            room.release()
+            for line in block:
+                yield line
+    finally:
+        abandoned.set()
         room.release()
-        for line in block:
-            yield line
 
 
 async def _put_until_acknowledged(kv: "KV", record: Record) -> None:

@@ -15,7 +15,12 @@ import typer
 from rich.markup import escape
 
 from kvorum.cli import console, node_view
-from kvorum.cli.cluster_file import LocalClusterError
+from kvorum.cli.cluster_file import (
+    DEFAULT_DIRECTORY,
+    DIRECTORY_VARIABLE,
+    LocalClusterError,
+    default_directory,
+)
 
 if TYPE_CHECKING:
     from kvorum.cli.local_cluster import LocalCluster, NodeReport
@@ -29,12 +34,10 @@ STATE_STYLES: Final = {"running": "green", "paused": "yellow", "dead": "red"}
 app = typer.Typer(help="Nodes on this machine: start, watch, disturb and stop them.")
 
 DirectoryOption = Annotated[
-    Path, typer.Option("--dir", envvar="KVORUM_CLUSTER_DIR", help="The cluster's directory.")
+    Path, typer.Option("--dir", envvar=DIRECTORY_VARIABLE, help="The cluster's directory.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 NodeArgument = Annotated[str, typer.Argument(help="The node: n1, n2, ..., or `leader`.")]
-
-DIRECTORY: Final = Path(".kvorum")
 
 
 @app.command()
@@ -43,7 +46,7 @@ def up(
     nodes: Annotated[
         int | None, typer.Option(min=1, max=MAX_NODES, help="How many; 3 for a new cluster.")
     ] = None,
-    directory: DirectoryOption = DIRECTORY,
+    directory: DirectoryOption = DEFAULT_DIRECTORY,
     base_port: Annotated[
         int | None,
         typer.Option(
@@ -89,7 +92,7 @@ def up(
 
 
 @app.command()
-def status(*, directory: DirectoryOption = DIRECTORY, as_json: JsonOption = False) -> None:
+def status(*, directory: DirectoryOption = DEFAULT_DIRECTORY, as_json: JsonOption = False) -> None:
     """Show what each node is doing."""
     cluster = _cluster(directory)
     reports = asyncio.run(cluster.status())
@@ -114,7 +117,7 @@ def status(*, directory: DirectoryOption = DIRECTORY, as_json: JsonOption = Fals
 
 
 @app.command()
-def kill(node: NodeArgument, *, directory: DirectoryOption = DIRECTORY) -> None:
+def kill(node: NodeArgument, *, directory: DirectoryOption = DEFAULT_DIRECTORY) -> None:
     """End a node with SIGKILL, as a crash would."""
     cluster = _cluster(directory)
     name = _resolve(cluster, node)
@@ -123,7 +126,7 @@ def kill(node: NodeArgument, *, directory: DirectoryOption = DIRECTORY) -> None:
 
 
 @app.command()
-def pause(node: NodeArgument, *, directory: DirectoryOption = DIRECTORY) -> None:
+def pause(node: NodeArgument, *, directory: DirectoryOption = DEFAULT_DIRECTORY) -> None:
     """Freeze a node (SIGSTOP): to the others it looks as if cut off."""
     cluster = _cluster(directory)
     name = _resolve(cluster, node)
@@ -132,7 +135,7 @@ def pause(node: NodeArgument, *, directory: DirectoryOption = DIRECTORY) -> None
 
 
 @app.command()
-def resume(node: NodeArgument, *, directory: DirectoryOption = DIRECTORY) -> None:
+def resume(node: NodeArgument, *, directory: DirectoryOption = DEFAULT_DIRECTORY) -> None:
     """Let a paused node go on (SIGCONT)."""
     cluster = _cluster(directory)
     name = _resolve(cluster, node)
@@ -141,7 +144,7 @@ def resume(node: NodeArgument, *, directory: DirectoryOption = DIRECTORY) -> Non
 
 
 @app.command()
-def restart(node: NodeArgument, *, directory: DirectoryOption = DIRECTORY) -> None:
+def restart(node: NodeArgument, *, directory: DirectoryOption = DEFAULT_DIRECTORY) -> None:
     """Start a dead node, or stop (SIGTERM) and start a live one; wait until it answers."""
     cluster = _cluster(directory)
     name = _resolve(cluster, node)
@@ -155,7 +158,7 @@ def down(
     wipe: Annotated[
         bool, typer.Option("--wipe", help="Remove the data, the logs and the cluster, too.")
     ] = False,
-    directory: DirectoryOption = DIRECTORY,
+    directory: DirectoryOption = DEFAULT_DIRECTORY,
 ) -> None:
     """Stop every node (SIGTERM; SIGKILL if it has not ended after 10 s)."""
     cluster = _cluster(directory)
@@ -173,7 +176,7 @@ def logs(
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they grow.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of each.")] = 20,
-    directory: DirectoryOption = DIRECTORY,
+    directory: DirectoryOption = DEFAULT_DIRECTORY,
 ) -> None:
     """Print the last log lines, of one node or of all."""
     cluster = _cluster(directory)
@@ -192,8 +195,7 @@ def logs(
 
 def _cluster(directory: Path) -> "LocalCluster":
     try:
-        # psutil and grpc: only for the commands that need them.
-        from kvorum.cli.local_cluster import LocalCluster  # noqa: PLC0415
+        from kvorum.cli.local_cluster import LocalCluster  # noqa: PLC0415 - psutil and grpc
     except ModuleNotFoundError as error:
         raise LocalClusterError(
             f"a local cluster needs {error.name}: pip install 'kvorum[node]'"
@@ -238,7 +240,7 @@ def _print_json(cluster: "LocalCluster", reports: "Sequence[NodeReport]", **more
 
 
 def _print_next_steps(cluster: "LocalCluster") -> None:
-    here = cluster.directory.absolute() == DIRECTORY.absolute()
+    here = cluster.directory.absolute() == default_directory().absolute()
     target = "" if here else f" --target {cluster.target}"
     directory = "" if here else f" --dir {console.show_path(cluster.directory)}"
     console.out().print(

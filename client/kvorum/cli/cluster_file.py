@@ -13,8 +13,16 @@ from typing import Final, Self
 
 from kvorum.errors import KvorumError
 
+DEFAULT_DIRECTORY: Final = Path(".kvorum")
+DIRECTORY_VARIABLE: Final = "KVORUM_CLUSTER_DIR"
+
 FILE_NAME: Final = "cluster.json"
 FORMAT: Final = 1
+
+
+def default_directory() -> Path:
+    """Where the local cluster is looked for if nothing else is said."""
+    return Path(os.environ.get(DIRECTORY_VARIABLE) or DEFAULT_DIRECTORY)
 
 
 class LocalClusterError(KvorumError):
@@ -66,21 +74,19 @@ class ClusterFile:
         """
         path = directory / FILE_NAME
         try:
-            text = path.read_text("utf-8")
+            return cls._parse(json.loads(path.read_text("utf-8")))
         except (FileNotFoundError, NotADirectoryError):
             raise NoClusterHere(
                 f"there is no local cluster in {directory}; start one with `kvorum cluster up`"
             ) from None
-        try:
-            return cls._parse(json.loads(text))
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise LocalClusterError(
-                f"{path} is not a cluster file of this version ({error!r});"
+                f"{path} is not a cluster file of this version ({error});"
                 f" stop its nodes by hand and remove {directory}"
             ) from error
 
     @classmethod
-    def _parse(cls, content: dict[str, object]) -> Self:
+    def _parse(cls, content: object) -> Self:
         match content:
             case {"format": int(found), "nodes": [*nodes], "flags": [*flags]} if found == FORMAT:
                 return cls(
@@ -88,7 +94,7 @@ class ClusterFile:
                     flags=tuple(str(flag) for flag in flags),
                 )
             case _:
-                raise ValueError(f"format {content.get('format')!r}")
+                raise ValueError(f"it has not the fields of format {FORMAT}")
 
     def write(self, directory: Path) -> None:
         """Replace DIR/cluster.json."""

@@ -9,7 +9,6 @@ import json
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
@@ -19,17 +18,16 @@ from rich.text import Text
 import kvorum
 from kvorum import codecs, limits
 from kvorum.cli import console, node_view, records
-from kvorum.cli.cluster_file import ClusterFile, NoClusterHere
+from kvorum.cli.cluster_file import ClusterFile, NoClusterHere, default_directory
 from kvorum.errors import DecodeError, InvalidArgument, InvalidTarget, KvorumError
+from kvorum.target import Cluster, parse_target
 
 if TYPE_CHECKING:
-    from kvorumpb.v1 import cluster_pb2
-
     from kvorum import KV, Entry
+    from kvorumpb.v1 import cluster_pb2
 
 T = TypeVar("T")
 
-LOCAL_CLUSTER: Final = Path(".kvorum")
 STDIN: Final = "-"
 FAILED: Final = 1
 PREVIEW_BYTES: Final = 200
@@ -52,7 +50,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for script
 
 
 def choose_target(given: str | None) -> str:
-    """The target that was given, or the local cluster in the current directory.
+    """The target that was given, or the local cluster that `kvorum cluster` would take.
 
     Raises:
         InvalidTarget: there is neither.
@@ -60,7 +58,7 @@ def choose_target(given: str | None) -> str:
     if given is not None:
         return given
     try:
-        return ClusterFile.read(LOCAL_CLUSTER).target
+        return ClusterFile.read(default_directory()).target
     except NoClusterHere:
         raise InvalidTarget(
             "no store to talk to: give --target kvorum://host:port,... (or KVORUM_TARGET), or"
@@ -70,7 +68,6 @@ def choose_target(given: str | None) -> str:
 
 def with_store(target: str | None, timeout: float, work: "Callable[[KV], Awaitable[T]]") -> T:
     """Open the store, do the work, close the store."""
-
     chosen = choose_target(target)
 
     async def session() -> T:
@@ -223,9 +220,7 @@ class _Answer:
 
 async def _ask_nodes(target: str, timeout_seconds: float) -> list[_Answer]:
     """The answers of each address in the target, and of each member that those name."""
-    # gRPC: the other commands reach it through `open`, if they do.
-    from kvorum.admin import ClusterAdmin  # noqa: PLC0415
-    from kvorum.target import Cluster, parse_target  # noqa: PLC0415
+    from kvorum.admin import ClusterAdmin  # noqa: PLC0415 - imports grpc
 
     async def ask(address: str) -> _Answer:
         try:

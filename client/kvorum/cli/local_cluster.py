@@ -30,12 +30,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from kvorumpb.v1 import cluster_pb2
-
 import kvorum
 from kvorum.admin import ClusterAdmin
 from kvorum.cli import processes
 from kvorum.cli.cluster_file import (
+    DEFAULT_DIRECTORY,
     ClusterFile,
     LocalClusterError,
     NoClusterHere,
@@ -44,8 +43,8 @@ from kvorum.cli.cluster_file import (
 )
 from kvorum.cli.processes import ProcessState
 from kvorum.errors import KvorumError
+from kvorumpb.v1 import cluster_pb2
 
-DEFAULT_DIRECTORY: Final = Path(".kvorum")
 DEFAULT_NODES: Final = 3
 DEFAULT_BASE_PORT: Final = 7101
 HOST: Final = "127.0.0.1"
@@ -185,8 +184,7 @@ class LocalCluster:
             PortTaken: and nothing was started.
             NodeFailed: a node ended at once; the message has its last log lines.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with self._exclusively():
+        with self._exclusively(create=True):
             try:
                 known = self.nodes
             except NoClusterHere:
@@ -199,8 +197,8 @@ class LocalCluster:
 
     async def restart(self, name: str) -> None:
         """Stop the node with SIGTERM if it is alive, start it, and wait until it answers."""
-        node = self.node(name)
         with self._exclusively():
+            node = self.node(name)
             await self._stop([node])
             _refuse_taken_ports([node])
             await self._start([name], write=False)
@@ -234,8 +232,8 @@ class LocalCluster:
         Returns:
             The names of the nodes that had to be killed.
         """
-        nodes = self.nodes
         with self._exclusively():
+            nodes = self.nodes
             killed = await self._stop(nodes)
             if wipe:
                 self._wipe(nodes)
@@ -401,8 +399,12 @@ class LocalCluster:
         return self.directory / "lock"
 
     @contextlib.contextmanager
-    def _exclusively(self) -> Iterator[None]:
+    def _exclusively(self, *, create: bool = False) -> Iterator[None]:
         """Hold the lock: two commands that start nodes at once would lose track of some."""
+        if create:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        else:
+            self._file()  # where there is no cluster, nothing is left behind, not even a lock
         with self._lock_path.open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -17,117 +17,86 @@ from kvorum.cli import console
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+_WORDS: Final = {"missing": "is required", "extra_forbidden": "is no setting of a node"}
+"""For what pydantic says in its own terms."""
+
 USAGE: Final = 2
 """The exit status for a command line, environment or file that is wrong."""
 
 
+def _option(variable: str, text: str, metavar: str | None = None) -> Any:
+    # That each has a variable is said once, in the command's help.
+    envvar = f"KVORUM_{variable}"
+    return typer.Option(envvar=envvar, show_envvar=False, help=text, metavar=metavar)
+
+
 def node(
+    ctx: typer.Context,
     name: Annotated[
         str | None,
-        typer.Argument(envvar="KVORUM_NAME", help="This node's name, one of --cluster: n1."),
+        typer.Argument(
+            envvar="KVORUM_NAME", show_envvar=False, help="This node's name, one of --cluster: n1."
+        ),
     ] = None,
     *,
     config: Annotated[
-        Path | None,
-        typer.Option(envvar="KVORUM_CONFIG", help="A TOML file with the same names (data_dir)."),
+        Path | None, _option("CONFIG", "A TOML file of these settings, as in data_dir = ...")
     ] = None,
-    data_dir: Annotated[
-        str | None,
-        typer.Option(envvar="KVORUM_DATA_DIR", help="Where the node keeps its data."),
-    ] = None,
+    data_dir: Annotated[str | None, _option("DATA_DIR", "Where the node keeps its data.")] = None,
     listen: Annotated[
-        str | None,
-        typer.Option(envvar="KVORUM_LISTEN", help="host:port to serve clients and peers on."),
+        str | None, _option("LISTEN", "Where to serve clients and peers.", "host:port")
     ] = None,
     advertise: Annotated[
         str | None,
-        typer.Option(
-            envvar="KVORUM_ADVERTISE",
-            help="host:port that others reach it at, if not its address in --cluster.",
-        ),
+        _option("ADVERTISE", "Where others reach it; its address in --cluster.", "host:port"),
     ] = None,
     cluster: Annotated[
         str | None,
-        typer.Option(
-            envvar="KVORUM_CLUSTER",
-            help="All members: n1=host:port,n2=host:port,... The same on every node.",
-        ),
+        _option("CLUSTER", "All members, the same on every node.", "n1=host:port,n2=..."),
     ] = None,
     cluster_name: Annotated[
-        str | None,
-        typer.Option(
-            envvar="KVORUM_CLUSTER_NAME",
-            help="Nodes of different cluster names never talk to each other.",
-        ),
+        str | None, _option("CLUSTER_NAME", "Tells clusters apart that have the same members.")
     ] = None,
     fsync: Annotated[
         str | None,
-        typer.Option(
-            envvar="KVORUM_FSYNC",
-            metavar="on|off",
-            help="off loses acknowledged writes when the power fails: for tests only.",
-        ),
+        _option("FSYNC", "off loses acknowledged writes at a power failure: for tests.", "on|off"),
     ] = None,
-    tick_ms: Annotated[
-        int | None,
-        typer.Option(envvar="KVORUM_TICK_MS", help="Milliseconds between two ticks of Raft."),
-    ] = None,
+    tick_ms: Annotated[str | None, _option("TICK_MS", "The unit of Raft's time.", "ms")] = None,
     election_timeout_ms: Annotated[
-        int | None,
-        typer.Option(
-            envvar="KVORUM_ELECTION_TIMEOUT_MS",
-            help="Milliseconds without a leader until a node stands for election.",
-        ),
+        str | None,
+        _option("ELECTION_TIMEOUT_MS", "Without a leader for so long: elect another.", "ms"),
     ] = None,
     log_max_bytes: Annotated[
-        int | None,
-        typer.Option(
-            envvar="KVORUM_LOG_MAX_BYTES", help="Bytes of Raft log until its older half is dropped."
-        ),
+        str | None,
+        _option("LOG_MAX_BYTES", "Beyond it the older half of the log is dropped.", "bytes"),
     ] = None,
     log_format: Annotated[
-        str | None,
-        typer.Option(envvar="KVORUM_LOG_FORMAT", metavar="text|json", help="Form of log lines."),
+        str | None, _option("LOG_FORMAT", "For people or for machines.", "text|json")
     ] = None,
     log_level: Annotated[
         str | None,
-        typer.Option(
-            envvar="KVORUM_LOG_LEVEL",
-            metavar="debug|info|warning|error",
-            help="The least important lines to log.",
-        ),
+        _option("LOG_LEVEL", "What to log: debug, info, warning or error and up.", "level"),
     ] = None,
 ) -> None:
     """Run a node until it is told to stop (SIGTERM).
 
-    A flag wins over its environment variable, the variable over --config.
+    Each setting can also come from a variable (KVORUM_DATA_DIR for --data-dir)
+    or from the file --config (data_dir): a flag wins over the variable, the
+    variable over the file.
     """
-    given = {
-        "name": name,
-        "data_dir": data_dir,
-        "listen": listen,
-        "advertise": advertise,
-        "cluster": None if cluster is None else parse_cluster(cluster),
-        "cluster_name": cluster_name,
-        "fsync": fsync,
-        "tick_ms": tick_ms,
-        "election_timeout_ms": election_timeout_ms,
-        "log_max_bytes": log_max_bytes,
-        "log_format": log_format,
-        "log_level": log_level,
-    }
-    settings = {
-        **({} if config is None else read_config(config)),
-        **{key: value for key, value in given.items() if value is not None},
-    }
+    given = {setting: value for setting, value in ctx.params.items() if value is not None}
+    if cluster is not None:
+        given["cluster"] = parse_cluster(cluster)
+    file = given.pop("config", None)
+    settings = given if file is None else read_config(file) | given
     raise typer.Exit(_run(settings))
 
 
 def _run(settings: Mapping[str, Any]) -> int:
-    # Only this command needs the node, and what it depends on.
     try:
-        from kvorum_node.config import NodeConfig  # noqa: PLC0415
-        from pydantic import ValidationError  # noqa: PLC0415
+        from pydantic import ValidationError  # noqa: PLC0415 - of the extra `node`
+
+        from kvorum_node.config import NodeConfig  # noqa: PLC0415 - only a node is configured so
     except ModuleNotFoundError as error:
         return _say_what_is_missing(error)
     try:
@@ -137,7 +106,7 @@ def _run(settings: Mapping[str, Any]) -> int:
             console.print_error(problem)
         return USAGE
     try:
-        from kvorum_node import server  # noqa: PLC0415
+        from kvorum_node import server  # noqa: PLC0415 - imports all of the node
     except ModuleNotFoundError as error:
         return _say_what_is_missing(error)
     return server.run(config)
@@ -156,11 +125,9 @@ def parse_cluster(text: str) -> dict[str, str]:
     for item in text.split(","):
         name, separator, address = (part.strip() for part in item.partition("="))
         if not (name and separator and address):
-            raise typer.BadParameter(
-                f"{item!r} is not of the form name=host:port", param_hint="--cluster"
-            )
+            raise _refusal(f"cluster: {item!r} is not of the form name=host:port")
         if name in members:
-            raise typer.BadParameter(f"{name} is given twice", param_hint="--cluster")
+            raise _refusal(f"cluster: {name} is given twice")
         members[name] = address
     return members
 
@@ -169,9 +136,15 @@ def read_config(path: Path) -> dict[str, Any]:
     """The settings in a TOML file; `cluster` is a table of names to addresses there."""
     try:
         return tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise typer.BadParameter(f"{path}: {reason}", param_hint="--config") from None
+    except OSError as error:
+        raise _refusal(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise _refusal(f"{path} is not TOML: {error}") from None
+
+
+def _refusal(message: str) -> typer.Exit:
+    console.print_error(message)
+    return typer.Exit(USAGE)
 
 
 def describe_problems(error: "ValidationError") -> list[str]:
@@ -179,6 +152,6 @@ def describe_problems(error: "ValidationError") -> list[str]:
     lines = []
     for problem in error.errors():
         setting = ".".join(map(str, problem["loc"]))
-        message = problem["msg"].removeprefix("Value error, ")
+        message = _WORDS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
         lines.append(f"{setting}: {message}" if setting else message)
     return lines

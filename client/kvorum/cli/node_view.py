@@ -17,8 +17,7 @@ def role(status: "cluster_pb2.GetStatusResponse | None") -> str | None:
     """`leader`, `follower`, ...; None if the node did not say."""
     if status is None:
         return None
-    # Protobuf is loaded already if there is a status, and not needed if there is none.
-    from kvorumpb.v1 import cluster_pb2  # noqa: PLC0415
+    from kvorumpb.v1 import cluster_pb2  # noqa: PLC0415 - loaded already if there is a status
 
     return cluster_pb2.Role.Name(status.role).lower()
 

@@ -1,12 +1,14 @@
 """Processes of the local cluster, told apart from others that got the same pid.
 
 Rules of this file: a process is looked up by its pid and its time of creation,
-and only what both agree on is ever signalled. A child is reaped before it is
-judged, so a zombie counts as dead.
+and only what both agree on is ever signalled. A process is dead once nothing of
+it is left but its entry, whoever may have to reap that.
 """
 
 import asyncio
 import errno
+import itertools
+import random
 import signal
 import socket
 import subprocess
@@ -25,6 +27,9 @@ CREATED_TOLERANCE_SECONDS: Final = 1.0
 
 POLL_SECONDS: Final = 0.02
 SIGNAL_POLL_SECONDS: Final = 0.002
+
+FREE_PORTS: Final = range(20_000, 32_768)
+"""Linux, BSD and macOS take the ports of outgoing connections from above it."""
 
 _children: Final[list[subprocess.Popen[bytes]]] = []
 """Every process that this one started: nobody else can reap them."""
@@ -56,16 +61,17 @@ def state(identity: ProcessIdentity | None) -> ProcessState:
     if process is None:
         return ProcessState.DEAD
     try:
-        status = process.status()
+        match process.status():
+            case psutil.STATUS_STOPPED | psutil.STATUS_TRACING_STOP:
+                return ProcessState.PAUSED
+            case psutil.STATUS_ZOMBIE | psutil.STATUS_DEAD:
+                # Threads end one after the other: until the last has, the ports are taken.
+                ended = process.num_threads() <= 1
+                return ProcessState.DEAD if ended else ProcessState.RUNNING
+            case _:
+                return ProcessState.RUNNING
     except psutil.NoSuchProcess:
         return ProcessState.DEAD
-    match status:
-        case psutil.STATUS_STOPPED | psutil.STATUS_TRACING_STOP:
-            return ProcessState.PAUSED
-        case psutil.STATUS_ZOMBIE | psutil.STATUS_DEAD:
-            return ProcessState.DEAD
-        case _:
-            return ProcessState.RUNNING
 
 
 def send(identity: ProcessIdentity | None, number: signal.Signals) -> bool:
@@ -118,28 +124,26 @@ def is_port_free(host: str, port: int) -> bool:
 
 
 def port_holder(port: int) -> str | None:
-    """The process that listens on the port, as `name (pid 123)`; None if it cannot be told."""
+    """The process that has the port, as `name (pid 123)`; None if it cannot be told."""
     try:
         for connection in psutil.net_connections("tcp"):
-            local = connection.laddr
-            if connection.status == psutil.CONN_LISTEN and local and local.port == port:
-                pid = connection.pid
-                return None if pid is None else f"{psutil.Process(pid).name()} (pid {pid})"
+            local, pid = connection.laddr, connection.pid
+            if local and local.port == port and pid is not None:
+                return f"{psutil.Process(pid).name()} (pid {pid})"
     except psutil.Error:
         return None
     return None
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on at the moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """Ports of 127.0.0.1 that nobody has at the moment.
+
+    None of those that the system gives to outgoing connections: while a node is down, one of
+    them could take its port.
+    """
+    candidates = random.sample(FREE_PORTS, len(FREE_PORTS))
+    free = (port for port in candidates if is_port_free("127.0.0.1", port))
+    return list(itertools.islice(free, count))
 
 
 def _find(identity: ProcessIdentity | None) -> psutil.Process | None:

@@ -53,9 +53,11 @@ def parse_record(line: bytes) -> Record:
         InvalidArgument: the line is not a record; the message says what is wrong.
     """
     try:
-        content = json.loads(line)
+        content = json.loads(line.rstrip(b"\r\n"))
+    except json.JSONDecodeError as error:
+        raise InvalidArgument(f"not JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:
-        raise InvalidArgument(f"not valid JSON: {error}") from None
+        raise InvalidArgument(f"not JSON: {error}") from None
     match content:
         case {"key": str(key), "value": value, **rest} if not rest:
             return Record(key, codecs.encode_value(value, "json", key))

@@ -20,7 +20,7 @@ from rich.progress import (
 
 from kvorum import limits
 from kvorum.cli import bulk, console, records
-from kvorum.cli.data import STDIN, TargetOption, TimeoutOption, with_store
+from kvorum.cli.data import STDIN, TargetOption, TimeoutOption, choose_target, with_store
 from kvorum.cli.records import Record
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ def import_(
     A malformed line ends the import with its number; the lines before it are
     written. To import the file again is safe.
     """
-    with _open_source(file) as source, _progress("importing", _size(source)) as progress:
+    chosen = choose_target(target)
+    source = _open_source(file)
+    with _progress("importing", _size(source)) as progress:
 
         async def count_bytes(lines: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
             async for line in lines:
@@ -66,7 +68,7 @@ def import_(
                 on_acknowledged=lambda _: progress.count(),
             )
 
-        with_store(target, timeout, work)
+        with_store(chosen, timeout, work)
 
 
 def export(
@@ -135,14 +137,14 @@ def _progress(verb: str, total_bytes: int | None) -> Iterator[_Counter]:
             yield counter
     finally:
         done = f"{verb.removesuffix('ing')}ed"
-        terminal.print(f"{done} {counter.records:,} records")
+        terminal.print(f"{done} {counter.records:,} record{'' if counter.records == 1 else 's'}")
 
 
-@contextmanager
-def _open_source(name: str) -> Iterator[BinaryIO]:
-    # Not sys.stdin's own buffer: a thread that waits in it would block the exit.
-    with open(sys.stdin.fileno() if name == STDIN else name, "rb", closefd=name != STDIN) as file:
-        yield file
+def _open_source(name: str) -> BinaryIO:
+    if name == STDIN:
+        # Not sys.stdin's own buffer: a thread that waits in it would block the exit.
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    return Path(name).open("rb")
 
 
 @contextmanager

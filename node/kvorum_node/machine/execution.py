@@ -74,7 +74,7 @@ class Execution:
         results = []
         try:
             for operation in branch:
-                results.append(self._operate(operation))  # noqa: PERF401 (results is read below)
+                results.append(self._operate(operation))  # noqa: PERF401 - read below
         except _OperationFailed as failure:
             self._writes = {}
             return TransactionResult(

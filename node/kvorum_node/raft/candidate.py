@@ -61,8 +61,9 @@ def tick(raft: Raft, role: Candidate) -> None:
 
 
 def on_request_vote_reply(raft: Raft, role: Candidate, message: RequestVoteReply) -> None:
-    if message.pre is not role.pre:
-        return  # of an earlier stage
+    asked = raft.term + 1 if role.pre else raft.term
+    if message.pre is not role.pre or (message.granted and message.term != asked):
+        return  # of an earlier stage, or consent to a term that has begun meanwhile
     role.votes.setdefault(message.sender, message.granted)
     _decide(raft, role)
 

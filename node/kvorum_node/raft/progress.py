@@ -4,8 +4,9 @@
     REPLICATE  the match is known: messages are pipelined within a window
     SNAPSHOT   the follower needs entries that the log no longer holds
 
-A rejection or an unreachable peer leads back to PROBE. `next` runs ahead of
-what is acknowledged only in REPLICATE.
+A rejection or an unreachable peer leads back to PROBE. There, `next` stays the guess
+until a rejection lowers it: that acknowledgements are missing does not prove that
+entries are, and a log that was cut meanwhile would lead to SNAPSHOT without need.
 """
 
 from collections import deque
@@ -117,15 +118,13 @@ class Progress:
         Returns False for a rejection that is out of date, and changes nothing: a
         reordered or repeated one must not throw away what has been matched since.
         """
-        if self.state is ProgressState.REPLICATE:
-            if index <= self.match:
-                return False
-            self._enter(ProgressState.PROBE)
-            return True
-        if self.state is ProgressState.SNAPSHOT or self.next - 1 != index:
+        outdated = index <= self.match or (
+            self.state is ProgressState.PROBE and self.next - 1 != index
+        )
+        if outdated or self.state is ProgressState.SNAPSHOT:
             return False
+        self._enter(ProgressState.PROBE)
         self.next = Index(max(self.match + 1, min(index, retry_after + 1)))
-        self.probing = False
         return True
 
     def unreachable(self) -> None:
@@ -148,5 +147,5 @@ class Progress:
         self.state = state
         self.probing = False
         self.inflight.clear()
-        if state is not ProgressState.REPLICATE:
+        if state is not ProgressState.PROBE:
             self.next = Index(self.match + 1)

@@ -5,17 +5,17 @@ from typing import Any
 
 import grpc
 import grpc.aio
+
 import kvorum
 from kvorum.errors import InvalidArgument, KvorumError
 from kvorum.status import to_status
-from kvorumpb.v1 import cluster_pb2
-
 from kvorum_node import validation
 from kvorum_node.config import parse_name
 from kvorum_node.node import Node
 from kvorum_node.raft.leader import Leader
 from kvorum_node.raft.types import NodeId, node_name
 from kvorum_node.services.kv import abort
+from kvorumpb.v1 import cluster_pb2
 
 SERVICE = "kvorumpb.v1.Cluster"
 
@@ -87,11 +87,11 @@ class ClusterService:
         self, request: cluster_pb2.GetContentHashRequest, context: Context
     ) -> cluster_pb2.GetContentHashResponse:
         await _check_namespace(request.namespace, context)
-        hashing = self._node.group.machine.content_hash()
-        while not hashing.step():
+        hasher = self._node.group.machine.content_hash()
+        while (content := hasher.step()) is None:  # noqa: ASYNC110 - no event ends the work
             await asyncio.sleep(0)  # the node goes on between two slices
         return cluster_pb2.GetContentHashResponse(
-            revision=hashing.revision, hash=hashing.digest, record_count=hashing.record_count
+            revision=content.revision, hash=content.digest, record_count=content.record_count
         )
 
     async def _transfer_leadership(

@@ -21,13 +21,12 @@ from kvorum.errors import (
     ShuttingDown,
 )
 from kvorum.status import to_status
+from kvorum_node import validation
+from kvorum_node.group import Group
 from kvorumpb.v1.command_pb2 import CommandBatch, OperationError, TransactionResult
 from kvorumpb.v1.kv_pb2 import Call, Reply
 
-from kvorum_node import validation
-from kvorum_node.group import Group
-
-Emit = Callable[[list[Reply]], None]
+Emit = Callable[[Iterable[Reply]], None]
 
 _OPERATION_ERRORS: dict[int, type[OperationFailed]] = {
     OperationError.NOT_AN_INTEGER: NotAnInteger,
@@ -47,7 +46,11 @@ class Dispatcher:
         self._draining = True
 
     def dispatch(self, calls: Iterable[Call], emit: Emit) -> None:
-        """Start the calls. `emit` is given each one's reply exactly once, at once or in parts."""
+        """Start the calls. `emit` is given each one's reply exactly once, at once or in parts.
+
+        It may take the replies from what it is given when it has room for them: a
+        read is carried out then, so that its records wait for nobody in memory.
+        """
         loop = asyncio.get_running_loop()
         refused: list[Reply] = []
         reads: list[Call] = []
@@ -65,10 +68,8 @@ class Dispatcher:
                     reads.append(call)
             except KvorumError as error:
                 refused.append(Reply(id=call.id, error=to_status(error)))
-            timeout_ms = max(timeout_ms, call.timeout_ms)
-        if not 0 < timeout_ms <= limits.MAX_CALL_TIMEOUT_MS:
-            timeout_ms = limits.MAX_CALL_TIMEOUT_MS
-        deadline = loop.time() + timeout_ms / 1000
+            timeout_ms = max(timeout_ms, call.timeout_ms or limits.MAX_CALL_TIMEOUT_MS)
+        deadline = loop.time() + min(timeout_ms, limits.MAX_CALL_TIMEOUT_MS) / 1000
         if writes:
             self._write(writes, commands, deadline, emit)
         if reads:
@@ -81,7 +82,7 @@ class Dispatcher:
         replies: list[Reply] = []
         done = asyncio.get_running_loop().create_future()
 
-        def collect(some: list[Reply]) -> None:
+        def collect(some: Iterable[Reply]) -> None:
             replies.extend(some)
             if len(replies) == len(calls) and not done.done():
                 done.set_result(None)
@@ -94,8 +95,16 @@ class Dispatcher:
     def _write(
         self, calls: list[Call], commands: CommandBatch, deadline: float, emit: Emit
     ) -> None:
+        data = commands.SerializeToString()
+        if len(data) > limits.MAX_TRANSACTION_BYTES and len(calls) > 1:
+            # What becomes one entry has to fit one message to a peer.
+            half = len(calls) // 2
+            for part in (slice(half), slice(half, None)):
+                some = CommandBatch(commands=commands.commands[part])
+                self._write(calls[part], some, deadline, emit)
+            return
         try:
-            future = self._group.submit(commands.SerializeToString(), len(calls), deadline=deadline)
+            future = self._group.submit(data, len(calls), deadline=deadline)
         except KvorumError as error:
             emit(_refusals(calls, error))
             return
@@ -124,7 +133,7 @@ class Dispatcher:
         def answer(future: asyncio.Future[None]) -> None:
             error = future.exception()
             if error is None:
-                emit([self._read_reply(call) for call in calls])
+                emit(self._read_reply(call) for call in calls)
             else:
                 emit(_refusals(calls, error))
 

@@ -5,7 +5,8 @@ another node than the leader is passed on, once; nothing is decided here.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
@@ -13,14 +14,14 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 from google.rpc.status_pb2 import Status
+
 from kvorum import limits
 from kvorum.channels import connect
 from kvorum.errors import NotLeader
-from kvorum.status import DETAILS_KEY, from_status
-from kvorumpb.v1 import kv_pb2
-
+from kvorum.status import DETAILS_KEY, from_rpc_error, from_status, to_status
 from kvorum_node.node import Node
 from kvorum_node.raft.types import node_name
+from kvorumpb.v1 import kv_pb2
 
 SERVICE = "kvorumpb.v1.KV"
 
@@ -37,11 +38,12 @@ class _Unary:
     field: str
     request: type[Message]
     response: type[Message]
+    writes: bool = True
 
 
 _UNARY = (
-    _Unary("Get", "get", kv_pb2.GetRequest, kv_pb2.GetResponse),
-    _Unary("List", "list", kv_pb2.ListRequest, kv_pb2.ListResponse),
+    _Unary("Get", "get", kv_pb2.GetRequest, kv_pb2.GetResponse, writes=False),
+    _Unary("List", "list", kv_pb2.ListRequest, kv_pb2.ListResponse, writes=False),
     _Unary("Put", "put", kv_pb2.PutRequest, kv_pb2.PutResponse),
     _Unary("Delete", "delete", kv_pb2.DeleteRequest, kv_pb2.DeleteResponse),
     _Unary("Txn", "txn", kv_pb2.TxnRequest, kv_pb2.TxnResponse),
@@ -108,9 +110,8 @@ class KvService:
                 metadata=((_FORWARDED, str(self._node)),),
             )
         except grpc.aio.AioRpcError as error:
-            await context.abort(
-                error.code(), error.details() or "", trailing_metadata=error.trailing_metadata()
-            )
+            # A connection that broke says UNAVAILABLE, which of us means: not applied.
+            await abort(context, to_status(from_rpc_error(error, write=method.writes)))
 
     async def _session(
         self, requests: AsyncIterator[kv_pb2.SessionRequest], context: Context
@@ -130,13 +131,17 @@ class KvService:
 
 
 class _Session:
-    """One session stream: what is under way on it, and what waits to be written to it."""
+    """One session stream: what is under way on it, and what waits to be written to it.
+
+    A call is under way until its reply has been written: a client that does not
+    read its replies is not read from either.
+    """
 
     def __init__(self, node: Node, context: Context) -> None:
         self._node = node
         self._context = context
         self._under_way = 0
-        self._replies: list[kv_pb2.Reply] = []
+        self._replies: deque[Iterator[kv_pb2.Reply]] = deque()
         self._leadership: kv_pb2.Leadership | None = None
         self._ending = False
         self._filled = asyncio.Event()
@@ -178,27 +183,28 @@ class _Session:
                 self._filled.clear()
                 await self._filled.wait()
                 continue
-            await self._context.write(self._next_response())
+            response = self._next_response()
+            await self._context.write(response)
+            self._under_way -= len(response.replies)
+            if self._under_way < limits.MAX_SESSION_CALLS // 2:
+                self._drained.set()
 
-    def _emit(self, replies: list[kv_pb2.Reply]) -> None:
-        self._replies.extend(replies)
-        self._under_way -= len(replies)
-        if self._under_way < limits.MAX_SESSION_CALLS // 2:
-            self._drained.set()
+    def _emit(self, replies: Iterable[kv_pb2.Reply]) -> None:
+        self._replies.append(iter(replies))
         self._filled.set()
 
     def _next_response(self) -> kv_pb2.SessionResponse:
-        """All that waits, up to limits.MAX_BATCH_BYTES or one larger reply."""
+        """All that waits, until it has reached limits.MAX_BATCH_BYTES."""
         response = kv_pb2.SessionResponse(leadership=self._leadership)
         self._leadership = None
-        size = count = 0
-        for reply in self._replies:
+        size = 0
+        while self._replies and size < limits.MAX_BATCH_BYTES:
+            reply = next(self._replies[0], None)
+            if reply is None:
+                self._replies.popleft()
+                continue
             size += reply.ByteSize()
-            if count and size > limits.MAX_BATCH_BYTES:
-                break
-            count += 1
-        response.replies.extend(self._replies[:count])
-        del self._replies[:count]
+            response.replies.append(reply)
         return response
 
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from kvorumpb.v1 import raft_pb2
 
 from kvorum_node import wire
 from kvorum_node.node import Node
 from kvorum_node.raft.types import GroupId, NodeId, node_name
+from kvorumpb.v1 import raft_pb2
 
 SERVICE = "kvorumpb.v1.Raft"
 

@@ -27,7 +27,7 @@ from typing import Final, Self
 from kvorum.errors import DataDirectoryInUse, DataDirectoryMismatch, StorageError
 from kvorum_node.raft.types import NodeId, node_name
 from kvorum_node.storage.durable import sync_directory, write_durably
-from kvorum_node.storage.engine import Engine, Family
+from kvorum_node.storage.engine import Engine
 from kvorum_node.storage.memory import MemoryEngine
 
 FORMAT: Final = 1
@@ -143,7 +143,7 @@ class Storage:
         """
         try:
             # Here, not above: `memory:` works without the extra that brings RocksDB.
-            from kvorum_node.storage.rocks import RocksEngine, Role  # noqa: PLC0415
+            from kvorum_node.storage.rocks import RocksEngine, Role  # noqa: PLC0415 - an extra
         except ModuleNotFoundError as error:
             if error.name != "rocksdict":
                 raise
@@ -153,13 +153,9 @@ class Storage:
         with ExitStack() as resources:
             directory = DataDirectory.open(path, identity)
             resources.callback(directory.close)
-            log = RocksEngine.open(
-                directory.log, {Family.LOG}, Role.LOG, create=directory.is_new, fsync=fsync
-            )
+            log = RocksEngine.open(directory.log, Role.LOG, create=directory.is_new, fsync=fsync)
             resources.callback(log.close)
-            state = RocksEngine.open(
-                directory.state, {Family.DATA, Family.META}, Role.STATE, create=directory.is_new
-            )
+            state = RocksEngine.open(directory.state, Role.STATE, create=directory.is_new)
             resources.callback(state.close)
             if directory.is_new:
                 directory.finish_creation()

@@ -17,12 +17,16 @@ from enum import Enum
 from typing import Protocol
 
 
-class Family(Enum):
-    """A separate ordered key space within an engine; layout.py draws what each one holds."""
+class Family(bytes, Enum):
+    """A separate ordered key space within an engine; layout.py draws what each one holds.
 
-    LOG = "log"
-    DATA = "data"
-    META = "meta"
+    A family is the tag that its keys begin with where an engine keeps several in one
+    store: one byte, for ever the same.
+    """
+
+    LOG = b"L"
+    DATA = b"D"
+    META = b"M"
 
 
 class Batch:

@@ -49,9 +49,6 @@ from kvorum_node.raft.types import (
     Position,
     Term,
 )
-from kvorum_node.storage.engine import Family
-
-FAMILY_TAG: Final = {Family.LOG: b"L", Family.DATA: b"D", Family.META: b"M"}
 
 META_APPLIED: Final = b"applied"
 META_LOG_TIME_MS: Final = b"log_time_ms"

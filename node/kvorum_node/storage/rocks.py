@@ -41,7 +41,7 @@ is a choice. One 25 MiB value holds everything up for 30 ms (STATE) or 80 ms (LO
 
 import os
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Final, Self
@@ -63,7 +63,6 @@ from rocksdict import (
 
 from kvorum.errors import DataDirectoryInUse, StorageError
 from kvorum.limits import KIB, MIB
-from kvorum_node.storage import layout
 from kvorum_node.storage.engine import Batch, Family
 from kvorum_node.storage.sync_mark import SyncMark
 
@@ -94,7 +93,6 @@ class RocksEngine:
     def __init__(
         self,
         path: Path,
-        families: Collection[Family],
         role: Role,
         database: Rdict,
         mark: SyncMark | None,
@@ -106,11 +104,10 @@ class RocksEngine:
         self._database = database
         self._mark = mark
         self._fsync = fsync
-        self._tags = {family: layout.FAMILY_TAG[family] for family in families}
         self._write_options = WriteOptions()
         if role is Role.STATE:
             # The stub has a method where rocksdict has an attribute.
-            self._write_options.disable_wal = True  # type: ignore[method-assign, assignment]
+            self._write_options.disable_wal = True  # type: ignore[method-assign, assignment]  # so
         self._write_number = 0
         self._scans: WeakSet[_Scan] = WeakSet()
         self._syncing = threading.Lock()
@@ -122,7 +119,6 @@ class RocksEngine:
     def open(
         cls,
         path: Path,
-        families: Collection[Family],
         role: Role,
         *,
         create: bool = True,
@@ -148,7 +144,7 @@ class RocksEngine:
             if mark is not None:
                 mark.close()
             raise _storage_error(f"cannot open {path}", error) from error
-        engine = cls(path, families, role, database, mark, fsync=fsync)
+        engine = cls(path, role, database, mark, fsync=fsync)
         try:
             engine._refuse_lost_writes()
         except StorageError:
@@ -158,16 +154,15 @@ class RocksEngine:
 
     def get(self, family: Family, key: bytes) -> bytes | None:
         try:
-            return self._database.get(self._tags[family] + key)
+            return self._database.get(family + key)
         except Exception as error:  # rocksdict raises nothing more precise
             raise _storage_error(f"cannot read {self._path}", error) from error
 
     def scan(
         self, family: Family, start: bytes, end: bytes | None, *, reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
-        tag = self._tags[family]
-        lower = tag + start
-        upper = bytes([tag[0] + 1]) if end is None else tag + end
+        lower = family + start
+        upper = bytes([family[0] + 1]) if end is None else family + end
         try:
             scan = _Scan(self._database, lower, upper, reverse=reverse)
         except Exception as error:  # rocksdict raises nothing more precise
@@ -177,15 +172,14 @@ class RocksEngine:
 
     def write(self, batch: Batch) -> None:
         self._refuse_after_failure()
-        tags = self._tags
         native = WriteBatch(raw_mode=True)
         for family, start, end in batch.range_deletes:
             if start < end:
-                native.delete_range(tags[family] + start, tags[family] + end)
+                native.delete_range(family + start, family + end)
         for family, key in batch.deletes:
-            native.delete(tags[family] + key)
+            native.delete(family + key)
         for family, key, value in batch.puts:
-            native.put(tags[family] + key, value)
+            native.put(family + key, value)
         number = self._write_number + 1
         if self._role is Role.LOG:
             native.put(_WRITE_NUMBER_KEY, number.to_bytes(8, "big"))

@@ -1,0 +1,66 @@
+"""The command as a whole: help, version, usage, and how fast it answers."""
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+from kvorum.cli import data
+from tests.support.command_line import kvorum
+
+COMMANDS = ("get", "put", "delete", "list", "add", "status", "import", "export", "node", "cluster")
+
+
+def test_help_names_every_command() -> None:
+    ran = kvorum("--help")
+    assert ran.status == 0
+    assert all(command in ran.out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    ran = kvorum(command, "--help")
+    assert ran.status == 0
+    assert "Usage: kvorum " in ran.out
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert kvorum("--version").out == f"kvorum {version('kvorum')}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["no-such-command"],
+        ["get"],
+        ["get", "k", "--no-such-flag"],
+        ["list", "--limit", "0"],
+        ["add", "k", "many"],
+        ["cluster", "up", "--nodes", "0"],
+        ["cluster", "up", "--base-port", "70000"],
+    ],
+)
+def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
+    ran = kvorum(*arguments)
+    assert ran.status == 2
+    assert "Traceback" not in ran.err
+
+
+def test_an_interruption_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "with_store", interrupt)
+    ran = kvorum("get", "k")
+    assert (ran.status, ran.out, ran.err) == (130, "", "")
+
+
+def test_what_is_slow_to_import_waits_for_the_command_that_needs_it() -> None:
+    code = (
+        "import sys, kvorum.cli.app; "
+        "slow = ('grpc', 'psutil', 'pydantic', 'kvorum_node', 'rocksdict'); "
+        "print([name for name in slow if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"

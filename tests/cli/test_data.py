@@ -1,0 +1,243 @@
+"""`kvorum get | put | ...` on an embedded store: what is printed where, and the exit statuses."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.command_line import Ran, kvorum
+
+
+class Store:
+    """An embedded store that commands talk to."""
+
+    def __init__(self, path: Path) -> None:
+        self.target = str(path)
+
+    def __call__(self, *arguments: str, stdin: str = "") -> Ran:
+        return kvorum(*arguments, stdin=stdin, env={"KVORUM_TARGET": self.target})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stored"),
+    [
+        (["hello"], b'"hello"'),
+        (['{"a": [1, 2]}'], b'{"a":[1,2]}'),
+        (["--", "-5"], b"-5"),
+        (["null"], b"null"),
+        (["NaN"], b'"NaN"'),
+        (["--text", '{"a": 1}'], b'{"a": 1}'),
+        (["--bytes", "raw"], b"raw"),
+    ],
+)
+def test_a_value_is_json_unless_told_otherwise(
+    store: Store, arguments: list[str], stored: bytes
+) -> None:
+    assert store("put", "k", *arguments).out == "revision 1\n"
+    assert store("get", "k").out_bytes == stored
+
+
+def test_a_value_is_read_from_stdin(store: Store) -> None:
+    store("put", "k", "-", "--text", stdin="two\nlines\n")
+    assert store("get", "k").out_bytes == b"two\nlines\n"
+
+
+def test_text_and_bytes_exclude_each_other(store: Store) -> None:
+    ran = store("put", "k", "v", "--text", "--bytes")
+    assert ran.status == 2
+    assert "--text or --bytes" in ran.err
+
+
+def test_get_as_json_is_the_whole_entry(store: Store) -> None:
+    store("put", "k", "1")
+    store("put", "k", "2")
+    assert json.loads(store("get", "k", "--json").out) == {
+        "key": "k",
+        "value": 2,
+        "revision": 2,
+        "created_revision": 1,
+        "version": 2,
+    }
+
+
+def test_a_missing_key_is_said_on_stderr_and_by_the_exit_status(store: Store) -> None:
+    for command in ("get", "delete"):
+        ran = store(command, "nobody")
+        assert (ran.status, ran.out) == (1, "")
+        assert ran.err == "no key 'nobody'\n"
+
+
+def test_delete_removes(store: Store) -> None:
+    store("put", "k", "1")
+    assert store("delete", "k").out == "deleted\n"
+    assert store("get", "k").status == 1
+
+
+def test_add_prints_the_sum(store: Store) -> None:
+    assert store("add", "n").out == "1\n"
+    assert store("add", "n", "41").out == "42\n"
+    assert store("add", "n", "--", "-50").out == "-8\n"
+
+
+def test_an_error_of_the_store_is_one_line_and_status_1(store: Store) -> None:
+    store("put", "k", "hello")
+    ran = store("add", "k")
+    assert ran.status == 1
+    assert ran.err.startswith("error: ")
+    assert ran.err.count("\n") == 1
+
+
+def test_list_prints_key_tab_value_into_a_pipe(store: Store) -> None:
+    for key in ("a:1", "a:2", "b:1"):
+        store("put", key, f"value of {key}")
+    assert store("list", "a:").out == 'a:1\t"value of a:1"\na:2\t"value of a:2"\n'
+    assert store("list", "--keys").out == "a:1\na:2\nb:1\n"
+
+
+def test_a_list_goes_on_where_its_cursor_says(store: Store) -> None:
+    for number in range(5):
+        store("put", f"k{number}", "0")
+    first = store("list", "--limit", "3", "--keys")
+    assert first.out == "k0\nk1\nk2\n"
+    hint, cursor = first.err.rsplit(maxsplit=1)
+    assert hint == "more: --cursor"
+    rest = store("list", "--limit", "3", "--keys", "--cursor", cursor)
+    assert (rest.out, rest.err) == ("k3\nk4\n", "")
+
+
+def test_list_as_json_has_entries_and_cursor(store: Store) -> None:
+    store("put", "a", "1")
+    store("put", "b", "2")
+    page = json.loads(store("list", "--limit", "1", "--json").out)
+    assert [entry["key"] for entry in page["entries"]] == ["a"]
+    assert page["complete"] is False
+    rest = json.loads(store("list", "--json", "--cursor", page["cursor"]).out)
+    assert [entry["value"] for entry in rest["entries"]] == [2]
+    assert rest["complete"] is True
+    assert rest["cursor"] is None
+
+
+def test_an_altered_cursor_is_refused(store: Store) -> None:
+    ran = store("list", "--cursor", "nonsense")
+    assert ran.status == 1
+    assert "error: " in ran.err
+
+
+def test_what_is_exported_is_imported_to_the_same_bytes(store: Store, tmp_path: Path) -> None:
+    store("put", "json", '{"a": [1, null, "é"]}')
+    store("put", "text", "--text", '{"a": 1}')
+    store("put", "ключ", "1.5")
+    (tmp_path / "raw").write_bytes(bytes(range(256)))
+    python = [sys.executable, "-m", "kvorum.cli"]
+    with (tmp_path / "raw").open("rb") as raw:
+        put = [*python, "put", "raw", "-", "--bytes", "--target", store.target]
+        subprocess.run(put, stdin=raw, check=True, capture_output=True)
+    lines = tmp_path / "lines"
+    ran = store("export", "--output", str(lines))
+    assert (ran.out, ran.err) == ("", "exported 4 records\n")
+    assert store("export").out_bytes == lines.read_bytes()
+
+    copy = Store(tmp_path / "copy")
+    assert copy("import", str(lines)).err == "imported 4 records\n"
+    assert copy("get", "raw").out_bytes == bytes(range(256))
+    assert copy("export").out_bytes == lines.read_bytes()
+
+
+def test_export_takes_only_the_prefix(store: Store) -> None:
+    store("put", "a:1", "1")
+    store("put", "b:1", "2")
+    assert store("export", "b:").out == '{"key": "b:1", "value": 2}\n'
+
+
+def test_a_malformed_line_ends_an_import_with_its_number(store: Store, tmp_path: Path) -> None:
+    lines = tmp_path / "lines"
+    lines.write_text('{"key": "a", "value": 1}\n\n{"key": "b", "value": 2}\n')
+    ran = store("import", str(lines))
+    assert ran.status == 1
+    assert ran.err.splitlines() == [
+        "imported 1 record",
+        "error: line 2: not JSON: Expecting value at column 1",
+    ]
+    assert store("list", "--keys").out == "a\n"
+
+
+def test_a_file_that_is_not_there_is_one_line(store: Store, tmp_path: Path) -> None:
+    ran = store("import", str(tmp_path / "nothing"))
+    assert ran.status == 1
+    assert ran.err == f"error: {tmp_path}/nothing: No such file or directory\n"
+
+
+def test_without_a_target_the_error_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = kvorum("get", "k", env={"KVORUM_TARGET": None, "KVORUM_CLUSTER_DIR": None})
+    assert ran.status == 1
+    assert "--target" in ran.err
+    assert "kvorum cluster up" in ran.err
+
+
+def test_a_target_that_makes_no_sense_is_one_line() -> None:
+    ran = kvorum("get", "k", "--target", "http://example.com")
+    assert ran.status == 1
+    assert ran.err.startswith("error: unknown scheme 'http'")
+    assert ran.err.count("\n") == 1
+
+
+def test_status_is_for_clusters(store: Store) -> None:
+    ran = store("status")
+    assert ran.status == 1
+    assert "is no cluster" in ran.err
+
+
+def test_status_says_which_nodes_do_not_answer() -> None:
+    ran = kvorum("status", "--target", "kvorum://127.0.0.1:1", "--timeout", "1")
+    assert ran.status == 1
+    assert "unreachable" in ran.out
+    assert "127.0.0.1:1 does not answer" in ran.err
+
+
+def on_a_terminal(*arguments: str) -> str:
+    """What a command prints to a terminal, with its escapes."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "kvorum.cli", *arguments]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    subprocess.run(command, stdout=theirs, stdin=subprocess.DEVNULL, check=True, env=environment)
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as terminal:
+        return os.read(terminal.fileno(), 65536).decode()
+
+
+def test_a_terminal_gets_indented_json(store: Store) -> None:
+    store("put", "k", '{"a": 1}')
+    printed = on_a_terminal("get", "k", "--target", store.target)
+    assert len(printed.splitlines()) == 3
+    assert "\x1b[" in printed
+
+
+def test_a_value_cannot_steer_the_terminal(store: Store) -> None:
+    store("put", "k", "--text", "\x1b[2Jgone\x9b")
+    for command in (["get", "k"], ["list"]):
+        printed = on_a_terminal(*command, "--target", store.target)
+        assert "\\x1b[2Jgone\\x9b" in printed
+
+
+def test_a_reader_that_leaves_early_is_no_error_to_talk_about(store: Store, tmp_path: Path) -> None:
+    lines = tmp_path / "lines"
+    lines.write_text("".join(f'{{"key": "k{n}", "value": "{"x" * 90}"}}\n' for n in range(2000)))
+    store("import", str(lines))
+    command = [sys.executable, "-m", "kvorum.cli", "list", "-n", "2000", "-t", store.target]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.close()
+    assert child.communicate()[1] == b""
+    assert child.returncode == 1

@@ -1,0 +1,210 @@
+"""The store for threads."""
+
+import asyncio
+import inspect
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+import kvorum
+from kvorum import KV, Atomic, Closed, SyncAtomic, SyncKV
+from kvorum.sync import LoopThread
+from tests.client.conftest import Nodes, target_of
+from tests.support.eventually import eventually
+
+
+def public(cls: type) -> dict[str, Any]:
+    return {name: value for name, value in vars(cls).items() if not name.startswith("_")}
+
+
+def shape(function: Any) -> list[tuple[str, Any, Any]]:
+    parameters = inspect.signature(function).parameters.values()
+    return [(parameter.name, parameter.kind, parameter.default) for parameter in parameters]
+
+
+@pytest.mark.parametrize(("waits", "blocks"), [(KV, SyncKV), (Atomic, SyncAtomic)])
+def test_both_have_the_same_methods_with_the_same_parameters(waits: type, blocks: type) -> None:
+    # `open` is how a SyncKV is made: nothing a user calls.
+    names = public(blocks).keys() - {"open"}
+    assert public(waits).keys() == names
+    for name in names:
+        assert shape(public(waits)[name]) == shape(public(blocks)[name]), name
+
+
+@pytest.mark.parametrize(("waits", "blocks"), [(KV, SyncKV), (Atomic, SyncAtomic)])
+def test_both_return_the_same(waits: type, blocks: type) -> None:
+    for name, function in public(waits).items():
+        expected = inspect.signature(function).return_annotation
+        actual = inspect.signature(public(blocks)[name]).return_annotation
+        twins = {Atomic: SyncAtomic, AsyncIterator: Iterator}
+        if getattr(expected, "__origin__", None) is AsyncIterator:
+            assert actual.__origin__ is Iterator
+            assert actual.__args__ == expected.__args__
+        else:
+            assert actual == twins.get(expected, expected), name
+
+
+def test_every_method() -> None:
+    with kvorum.open_sync("memory:") as kv:
+        revision = kv.put("a", {"x": 1})
+        entry = kv.get("a")
+        assert entry is not None
+        assert (entry.value, entry.revision) == ({"x": 1}, revision)
+        assert kv.add("n", 5) == 5
+        assert [entry.key for entry in kv.list().entries] == ["a", "n"]
+        assert [entry.key for entry in kv.scan(page_size=1)] == ["a", "n"]
+        result = kv.atomic().check("a", revision=revision).put("b", 1).add("n").get("b").commit()
+        assert result.results[:2] == (result.revision, 6)
+        assert kv.delete("a") is True
+        assert kv.delete("a") is False
+        assert repr(kv) == "<SyncKV memory: open>"
+    assert repr(kv) == "<SyncKV memory: closed>"
+
+
+def test_threads_share_the_store() -> None:
+    with kvorum.open_sync("memory:") as kv, ThreadPoolExecutor(16) as pool:
+        sums = list(pool.map(lambda _: kv.add("n"), range(200)))
+        assert sorted(sums) == list(range(1, 201))
+
+
+async def test_threads_share_one_stream(nodes: Nodes) -> None:
+    n1, _, _ = nodes
+
+    def work() -> None:
+        with kvorum.open_sync(target_of(*nodes)) as kv, ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda i: kv.put(f"k{i}", i), range(50)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    # The fake nodes live in this loop: it must not be blocked by a join.
+    await eventually(lambda: not thread.is_alive())
+    assert len(n1.calls) == 50
+    assert n1.sessions_opened == 1
+
+
+def test_close_ends_the_thread_and_may_be_repeated() -> None:
+    kv = kvorum.open_sync("memory:")
+    assert "kvorum" in {thread.name for thread in threading.enumerate()}
+    kv.close()
+    kv.close()
+    assert "kvorum" not in {thread.name for thread in threading.enumerate()}
+    with pytest.raises(Closed):
+        kv.get("a")
+    with pytest.raises(Closed):
+        kv.atomic().put("a", 1).commit()
+
+
+def test_a_store_that_cannot_be_opened_leaves_no_thread(tmp_path: Any) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises((kvorum.StorageError, OSError)):
+        kvorum.open_sync(tmp_path / "file")
+    assert "kvorum" not in {thread.name for thread in threading.enumerate()}
+
+
+def write_for_ever(kv: SyncKV) -> NoReturn:
+    while True:
+        kv.put("a", 1)
+
+
+def test_threads_that_race_with_close_end_all() -> None:
+    """A call that is submitted while the loop stops is answered, if only with Closed."""
+    for _ in range(20):
+        kv = kvorum.open_sync("memory:")
+        begun = threading.Barrier(5)
+
+        def work(kv: SyncKV = kv, begun: threading.Barrier = begun) -> None:
+            begun.wait()
+            with pytest.raises(Closed):
+                write_for_ever(kv)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        begun.wait()
+        kv.close()
+        for thread in threads:
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def test_what_was_submitted_before_the_stop_ends_by_itself() -> None:
+    thread = LoopThread()
+    begun = threading.Event()
+
+    async def slow() -> str:
+        begun.set()
+        await asyncio.sleep(0.05)
+        return "done"
+
+    with ThreadPoolExecutor() as pool:
+        result = pool.submit(lambda: thread.call(slow()))
+        assert begun.wait(10)
+        thread.stop()
+        assert result.result(10) == "done"
+
+
+def test_a_forked_child_gets_an_error_and_does_not_hang() -> None:
+    kv = kvorum.open_sync("memory:")
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        # Nothing of pytest may run in the child, whatever happens.
+        try:
+            kv.get("a")
+        except Closed as error:
+            os.write(write, str(error).encode())
+        finally:
+            kv.close()
+            os._exit(0)
+    os.close(write)
+    timer = threading.Timer(10, os.kill, (child, signal.SIGKILL))
+    timer.start()
+    with os.fdopen(read) as pipe:
+        message = pipe.read()
+    _, status = os.waitpid(child, 0)
+    timer.cancel()
+    timer.join()
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert "does not survive a fork" in message
+    kv.close()
+
+
+@pytest.mark.parametrize("target", ["memory:", "data", "kvorum://127.0.0.1:1"])
+def test_a_program_that_forgets_to_close_ends_quietly(target: str, tmp_path: Path) -> None:
+    code = f"import kvorum; kv = kvorum.open_sync({target!r})"
+    if "//" not in target:
+        code += "; kv.put('a', 1)"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_an_interrupted_call_is_cancelled() -> None:
+    """Ctrl-C comes as an exception out of the wait; the call must not stay behind."""
+    code = (
+        "import kvorum, signal, threading, time, os\n"
+        "kv = kvorum.open_sync('kvorum://127.0.0.1:1')\n"
+        "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "try: kv.get('a', timeout=300)\n"
+        "except KeyboardInterrupt: print('interrupted')\n"
+        "while kv._kv._backend._calls: time.sleep(0.01)\n"
+        "kv.close()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False
+    )
+    assert ended.stdout == "interrupted\n"

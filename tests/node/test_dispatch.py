@@ -1,0 +1,328 @@
+"""Calls in, replies out: each kind, alone and mixed, and every call answered exactly once."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+
+from kvorum import limits
+from kvorum.errors import (
+    DeadlineExceeded,
+    IntegerOverflow,
+    InvalidArgument,
+    InvalidCursor,
+    KvorumError,
+    LimitExceeded,
+    NamespaceNotFound,
+    NoLeader,
+    NotAnInteger,
+    ShuttingDown,
+)
+from kvorum.status import from_status
+from kvorum_node.raft.messages import AppendEntries, Heartbeat
+from kvorum_node.services.dispatch import Dispatcher
+from kvorumpb.v1.kv_pb2 import (
+    Call,
+    DeleteRequest,
+    GetRequest,
+    KeyRange,
+    ListRequest,
+    PutRequest,
+    Reply,
+    TxnRequest,
+)
+from tests.support import commands
+from tests.support.driven_node import DrivenNode
+from tests.support.eventually import eventually
+from tests.support.raft_group import heartbeat_reply
+
+
+def put(call: int, key: bytes, value: bytes = b"v") -> Call:
+    return Call(id=call, put=PutRequest(key=key, value=value))
+
+
+def get(call: int, key: bytes) -> Call:
+    return Call(id=call, get=GetRequest(key=key))
+
+
+def delete(call: int, key: bytes) -> Call:
+    return Call(id=call, delete=DeleteRequest(key=key))
+
+
+def add(call: int, key: bytes, amount: int = 1) -> Call:
+    transaction = commands.transaction(commands.add(key, amount))
+    return Call(id=call, txn=TxnRequest(transaction=transaction))
+
+
+def error_of(reply: Reply) -> KvorumError:
+    assert reply.WhichOneof("outcome") == "error"
+    return from_status(reply.error)
+
+
+@pytest.fixture
+async def n1() -> AsyncIterator[DrivenNode]:
+    """The only voter, and so the leader."""
+    async with DrivenNode(voters=1) as node:
+        await eventually(lambda: node.group.machine.applied == 1)
+        yield node
+
+
+@pytest.fixture
+def dispatcher(n1: DrivenNode) -> Dispatcher:
+    return Dispatcher(n1.group)
+
+
+async def ask(dispatcher: Dispatcher, *calls: Call) -> dict[int, Reply]:
+    replies = await dispatcher.execute(calls)
+    assert sorted(reply.id for reply in replies) == sorted(call.id for call in calls)
+    return {reply.id: reply for reply in replies}
+
+
+async def ask_one(dispatcher: Dispatcher, call: Call) -> Reply:
+    return (await ask(dispatcher, call))[call.id]
+
+
+# Each kind.
+
+
+async def test_put_get_and_delete(dispatcher: Dispatcher) -> None:
+    assert (await ask_one(dispatcher, put(1, b"k", b"one"))).put.revision == 1
+    assert (await ask_one(dispatcher, put(2, b"k", b"two"))).put.revision == 2
+    found = (await ask_one(dispatcher, get(3, b"k"))).get
+    assert MessageToDict(found, preserving_proto_field_name=True) == {
+        "record": {
+            "key": "aw==",
+            "value": "dHdv",
+            "revision": "2",
+            "created_revision": "1",
+            "version": "2",
+        },
+        "revision": "2",
+    }
+    deleted = (await ask_one(dispatcher, delete(4, b"k"))).delete
+    assert (deleted.deleted, deleted.revision) == (True, 3)
+    again = (await ask_one(dispatcher, delete(5, b"k"))).delete
+    assert (again.deleted, again.revision) == (False, 3)
+    gone = (await ask_one(dispatcher, get(6, b"k"))).get
+    assert not gone.HasField("record")
+    assert gone.revision == 3
+
+
+async def test_an_answer_says_what_it_answers_even_if_it_is_empty(dispatcher: Dispatcher) -> None:
+    replies = await ask(dispatcher, get(1, b"k"), Call(id=2, list=ListRequest()))
+    assert [replies[call].WhichOneof("outcome") for call in (1, 2)] == ["get", "list"]
+
+
+async def test_list(dispatcher: Dispatcher) -> None:
+    await ask(dispatcher, *(put(number, b"key %d" % number) for number in range(5)))
+    first = (await ask_one(dispatcher, Call(list=ListRequest(page_size=3)))).list
+    assert [record.key for record in first.records] == [b"key 0", b"key 1", b"key 2"]
+    token = first.next_page_token
+    second = (await ask_one(dispatcher, Call(list=ListRequest(page_token=token)))).list
+    assert [record.key for record in second.records] == [b"key 3", b"key 4"]
+    assert not second.next_page_token
+
+
+async def test_a_transaction(dispatcher: Dispatcher) -> None:
+    transaction = commands.transaction(
+        commands.put(b"a"),
+        commands.get(b"a"),
+        checks=[commands.exists(b"a", False)],
+        otherwise=[commands.delete(b"a")],
+    )
+    call = Call(txn=TxnRequest(transaction=transaction))
+    first = (await ask_one(dispatcher, call)).txn.result
+    assert first.succeeded
+    assert [one.WhichOneof("result") for one in first.results] == ["put", "get"]
+    second = (await ask_one(dispatcher, call)).txn.result
+    assert not second.succeeded
+    assert second.failed_check == 0
+    assert second.results[0].delete.deleted
+
+
+async def test_a_mixed_batch_is_one_entry_and_its_reads_see_no_less_than_before_it(
+    n1: DrivenNode, dispatcher: Dispatcher
+) -> None:
+    await ask(dispatcher, put(1, b"a", b"before"))
+    last = n1.group.log.last_index()
+    replies = await ask(
+        dispatcher,
+        put(1, b"a", b"after"),
+        get(2, b"a"),
+        add(3, b"n", 5),
+        delete(4, b"nothing"),
+        Call(id=5, list=ListRequest()),
+        add(6, b"n", 5),
+    )
+    assert n1.group.log.last_index() == last + 1
+    assert replies[2].get.record.value in (b"before", b"after")
+    assert [replies[call].txn.result.results[0].add.value for call in (3, 6)] == [5, 10]
+    assert not replies[4].delete.deleted
+    assert (replies[1].put.revision, replies[6].txn.result.revision) == (2, 4)
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    ("call", "kind"),
+    [
+        (Call(), InvalidArgument),
+        (put(0, b""), InvalidArgument),
+        (get(0, b""), InvalidArgument),
+        (delete(0, b""), InvalidArgument),
+        (put(0, b"k" * (limits.MAX_KEY_BYTES + 1)), LimitExceeded),
+        (put(0, b"k", bytes(limits.MAX_VALUE_BYTES + 1)), LimitExceeded),
+        (Call(put=PutRequest(namespace="other", key=b"k")), NamespaceNotFound),
+        (Call(get=GetRequest(namespace="other", key=b"k")), NamespaceNotFound),
+        (Call(delete=DeleteRequest(namespace="other", key=b"k")), NamespaceNotFound),
+        (Call(list=ListRequest(namespace="other")), NamespaceNotFound),
+        (Call(txn=TxnRequest(namespace="other")), NamespaceNotFound),
+        (Call(txn=TxnRequest()), InvalidArgument),
+        (Call(list=ListRequest(page_size=limits.MAX_PAGE_RECORDS + 1)), LimitExceeded),
+        (Call(list=ListRequest(range=KeyRange(start=b"b", end=b"a"))), InvalidArgument),
+        (Call(list=ListRequest(page_token="made up")), InvalidCursor),
+    ],
+    ids=lambda one: one.WhichOneof("request") if isinstance(one, Call) else one.__name__,
+)
+async def test_a_refused_call_does_not_touch_the_others(
+    n1: DrivenNode, dispatcher: Dispatcher, call: Call, kind: type[KvorumError]
+) -> None:
+    call.id = 2
+    replies = await ask(dispatcher, put(1, b"a"), call, get(3, b"a"), add(4, b"n"))
+    assert type(error_of(replies[2])) is kind
+    assert replies[1].put.revision == 1
+    assert replies[3].WhichOneof("outcome") == "get"
+    assert replies[4].txn.result.results[0].add.value == 1
+    assert n1.group.machine.revision == 2  # of what was refused nothing was written
+
+
+async def test_the_largest_key_and_value_are_taken(dispatcher: Dispatcher) -> None:
+    key, value = b"k" * limits.MAX_KEY_BYTES, bytes(limits.MAX_VALUE_BYTES)
+    replies = await ask(dispatcher, put(1, key, value))
+    assert replies[1].put.revision == 1
+    assert len((await ask_one(dispatcher, get(2, key))).get.record.value) == len(value)
+
+
+async def test_a_limit_names_itself_its_maximum_and_the_actual_size(dispatcher: Dispatcher) -> None:
+    reply = await ask_one(dispatcher, put(1, b"k", bytes(limits.MAX_VALUE_BYTES + 1)))
+    assert error_of(reply).metadata == {
+        "limit": "MAX_VALUE_BYTES",
+        "maximum": str(limits.MAX_VALUE_BYTES),
+        "actual": str(limits.MAX_VALUE_BYTES + 1),
+    }
+
+
+async def test_a_failed_operation_is_an_error_of_its_call_alone(dispatcher: Dispatcher) -> None:
+    await ask(dispatcher, put(1, b"text", b"seven"), put(2, b"full", b"9223372036854775807"))
+    replies = await ask(dispatcher, add(1, b"text"), add(2, b"full"), add(3, b"n"))
+    assert type(error_of(replies[1])) is NotAnInteger
+    assert type(error_of(replies[2])) is IntegerOverflow
+    assert error_of(replies[1]).metadata["operation"] == "0"
+    assert replies[3].txn.result.results[0].add.value == 1
+
+
+async def test_without_a_leader_every_call_is_refused() -> None:
+    async with DrivenNode() as n1:
+        replies = await ask(Dispatcher(n1.group), put(1, b"k"), get(2, b"k"), put(3, b""))
+        assert [type(error_of(replies[call])) for call in (1, 2, 3)] == [
+            NoLeader,
+            NoLeader,
+            InvalidArgument,
+        ]
+
+
+async def test_draining_refuses_what_comes_and_finishes_what_is_under_way() -> None:
+    async with DrivenNode() as n1:
+        await n1.lead()
+        dispatcher = Dispatcher(n1.group)
+        early = asyncio.create_task(ask(dispatcher, put(1, b"k"), get(2, b"k")))
+        await n1.said(AppendEntries, lambda one: one.previous.index == 1)
+        dispatcher.drain()
+        late = await ask(dispatcher, put(1, b"k"), get(2, b"k"))
+        assert {type(error_of(reply)) for reply in late.values()} == {ShuttingDown}
+        asked = await n1.said(Heartbeat, lambda one: one.read_round == 1)
+        n1.hear(heartbeat_reply(1, read_round=asked.read_round))
+        await n1.accept(2)
+        assert (await early)[1].put.revision == 1
+
+
+async def test_no_calls_need_no_answer(dispatcher: Dispatcher) -> None:
+    assert await dispatcher.execute([]) == []
+
+
+async def test_ids_are_the_callers_business(dispatcher: Dispatcher) -> None:
+    replies = await dispatcher.execute([put(7, b"a"), put(7, b"b"), put(0, b"c"), get(7, b"a")])
+    assert sorted(reply.id for reply in replies) == [0, 7, 7, 7]
+
+
+# Deadlines and sizes.
+
+
+@pytest.mark.parametrize(
+    ("timeouts_ms", "expected_ms"),
+    [
+        ([100], 100),
+        ([100, 2000, 300], 2000),
+        ([0], limits.MAX_CALL_TIMEOUT_MS),
+        ([100, 0], limits.MAX_CALL_TIMEOUT_MS),
+        ([10 * limits.MAX_CALL_TIMEOUT_MS], limits.MAX_CALL_TIMEOUT_MS),
+    ],
+)
+async def test_a_call_is_worked_on_as_long_as_it_asks_for(
+    timeouts_ms: list[int], expected_ms: int
+) -> None:
+    async with DrivenNode() as n1:
+        await n1.lead()
+        dispatcher = Dispatcher(n1.group)
+        calls = [
+            Call(id=at, timeout_ms=timeout_ms, put=PutRequest(key=b"k"))
+            for at, timeout_ms in enumerate(timeouts_ms)
+        ]
+        before = n1.now
+        asking = asyncio.create_task(ask(dispatcher, *calls))
+        await n1.said(AppendEntries, lambda one: one.previous.index == 1)
+        [proposal] = n1.group._waiters.proposals.values()
+        [submission] = proposal.submissions
+        assert 0 <= submission.deadline - before - expected_ms / 1000 < 5
+        n1.group.tick(submission.deadline)
+        for reply in (await asking).values():
+            error = from_status(reply.error, write=True)
+            assert isinstance(error, DeadlineExceeded)
+            assert error.maybe_applied
+
+
+async def test_a_message_of_many_small_writes_makes_no_entry_that_no_peer_could_take(
+    n1: DrivenNode, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As commands they take more bytes than as calls, and an entry is never split."""
+    sizes: list[int] = []
+    submit = n1.group.submit
+    monkeypatch.setattr(limits, "MAX_TRANSACTION_BYTES", 10_000)
+
+    def spy(data: bytes, count: int, *, deadline: float) -> object:
+        sizes.append(len(data))
+        return submit(data, count, deadline=deadline)
+
+    monkeypatch.setattr(n1.group, "submit", spy)
+    replies = await ask(dispatcher, *(put(number, b"%05d" % number) for number in range(5000)))
+    assert [replies[number].put.revision for number in range(5000)] == list(range(1, 5001))
+    assert max(sizes) <= 10_000
+    assert len(sizes) < 30
+
+
+async def test_reads_are_carried_out_when_their_replies_are_taken(
+    n1: DrivenNode, dispatcher: Dispatcher
+) -> None:
+    """Else a small message could fill the memory with large records."""
+    await ask(dispatcher, put(1, b"k", b"before"))
+    emitted: list[Iterable[Reply]] = []
+    dispatcher.dispatch([get(1, b"k"), get(2, b"k")], emitted.append)
+    await eventually(lambda: emitted)
+    await ask(dispatcher, put(1, b"k", b"after"))
+    [replies] = emitted
+    assert [(reply.id, reply.get.record.value) for reply in replies] == [
+        (1, b"after"),
+        (2, b"after"),
+    ]

@@ -1,0 +1,371 @@
+"""One server over its real port: unary calls, sessions, health, reflection, errors, its end."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_reflection.v1alpha.reflection_pb2 import (
+    ServerReflectionRequest,
+    ServerReflectionResponse,
+)
+
+from kvorum import limits
+from kvorum.cli.processes import free_ports
+from kvorum.errors import DataDirectoryInUse
+from kvorum_node.config import NodeConfig
+from kvorum_node.server import AddressInUse, serve
+from kvorumpb.v1 import cluster_pb2, kv_pb2, raft_pb2
+from kvorumpb.v1.command_pb2 import Operation, PutOperation, Transaction
+from tests.support.eventually import DEADLINE_SECONDS, eventually
+from tests.support.wire_client import NOT_SERVING, SERVING, WireClient, details
+
+
+def config_at(directory: Path, port: int, **changes: Any) -> NodeConfig:
+    address = f"127.0.0.1:{port}"
+    settings = {"name": "n1", "data_dir": directory, "listen": address, "cluster": {"n1": address}}
+    return NodeConfig.model_validate(settings | changes)
+
+
+@asynccontextmanager
+async def serving(config: NodeConfig) -> AsyncIterator[tuple[WireClient, asyncio.Task[None]]]:
+    task = asyncio.create_task(serve(config))
+    client = WireClient(config.listen)
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while await client.health("kvorumpb.v1.KV") != SERVING:  # noqa: ASYNC110 - of a server
+                await asyncio.sleep(0.01)
+        yield client, task
+    finally:
+        await client.close()
+        task.cancel()
+        await asyncio.wait([task])
+
+
+@pytest.fixture
+async def client(tmp_path: Path) -> AsyncIterator[WireClient]:
+    async with serving(config_at(tmp_path / "n1", free_ports(1)[0])) as (client, _):
+        yield client
+
+
+async def failure(call: Awaitable[object]) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+# Unary calls.
+
+
+async def test_unary_calls(client: WireClient) -> None:
+    put = await client.kv(kv_pb2.PutRequest(key=b"a", value=b"1"))
+    assert put.revision == 1
+    transaction = Transaction(operations=[Operation(put=PutOperation(key=b"b", value=b"2"))])
+    txn = await client.kv(kv_pb2.TxnRequest(transaction=transaction))
+    assert txn.result.succeeded
+    got = await client.kv(kv_pb2.GetRequest(key=b"a"))
+    assert (got.record.key, got.record.value, got.revision) == (b"a", b"1", 2)
+    listed = await client.kv(kv_pb2.ListRequest())
+    assert [record.key for record in listed.records] == [b"a", b"b"]
+    deleted = await client.kv(kv_pb2.DeleteRequest(key=b"a"))
+    assert deleted.deleted
+    assert not (await client.kv(kv_pb2.GetRequest(key=b"a"))).HasField("record")
+
+
+async def test_an_error_brings_its_reason_and_metadata(client: WireClient) -> None:
+    key = b"k" * (limits.MAX_KEY_BYTES + 1)
+    error = await failure(client.kv(kv_pb2.PutRequest(key=key)))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    info, retry = details(error)
+    assert (info.domain, info.reason) == ("kvorum", "LIMIT_EXCEEDED")
+    assert dict(info.metadata) == {
+        "limit": "MAX_KEY_BYTES",
+        "maximum": str(limits.MAX_KEY_BYTES),
+        "actual": str(limits.MAX_KEY_BYTES + 1),
+    }
+    assert retry is None
+
+
+async def test_a_retryable_error_says_how_long_to_wait(tmp_path: Path) -> None:
+    """One of three members alone: it has no leader, and says so."""
+    ports = free_ports(3)
+    members = {f"n{number}": f"127.0.0.1:{port}" for number, port in enumerate(ports, 1)}
+    async with serving(config_at(tmp_path / "n1", ports[0], cluster=members)) as (client, _):
+        for call in (
+            client.kv(kv_pb2.PutRequest(key=b"k")),
+            client.kv(kv_pb2.GetRequest(key=b"k")),
+        ):
+            error = await failure(call)
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+            info, retry = details(error)
+            assert info.reason == "NO_LEADER"
+            assert retry is not None
+            assert retry.retry_delay.ToMilliseconds() > 0
+        status = await client.cluster(cluster_pb2.GetStatusRequest())
+        assert status.leader == ""
+        assert [member.name for member in status.members] == ["n1", "n2", "n3"]
+        refused = await failure(client.cluster(cluster_pb2.TransferLeadershipRequest()))
+        assert details(refused)[0].reason == "NO_LEADER"
+
+
+async def test_a_deadline_of_the_caller_is_kept(tmp_path: Path) -> None:
+    async with serving(config_at(tmp_path / "n1", free_ports(1)[0])) as (client, _):
+        error = await failure(client.kv(kv_pb2.PutRequest(key=b"k"), seconds=0.000_001))
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_a_single_node_cannot_hand_over(client: WireClient) -> None:
+    for target, message in (("", "only voter"), ("n2", "not another voter"), ("x", "no node name")):
+        request = cluster_pb2.TransferLeadershipRequest(target=target)
+        error = await failure(client.cluster(request))
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert message in (error.details() or "")
+
+
+async def test_status_and_content_hash(client: WireClient) -> None:
+    empty = await client.cluster(cluster_pb2.GetContentHashRequest())
+    await client.kv(kv_pb2.PutRequest(key=b"a", value=b"1"))
+    status = await client.cluster(cluster_pb2.GetStatusRequest())
+    assert (status.name, status.leader, status.role) == ("n1", "n1", cluster_pb2.LEADER)
+    assert status.term == 1
+    assert status.revision == 1
+    assert status.last_index == status.commit_index == status.applied_index == 2
+    [member] = status.members
+    assert (member.name, member.address) == ("n1", client.address)
+    assert member.match_index == 2
+    assert member.active
+    content = await client.cluster(cluster_pb2.GetContentHashRequest())
+    assert (content.revision, content.record_count, len(content.hash)) == (1, 1, 32)
+    assert content.hash != empty.hash
+    for request in (
+        cluster_pb2.GetStatusRequest(namespace="other"),
+        cluster_pb2.GetContentHashRequest(namespace="other"),
+    ):
+        error = await failure(client.cluster(request))
+        assert details(error)[0].reason == "NAMESPACE_NOT_FOUND"
+
+
+# Sessions.
+
+
+def put_call(number: int, value: bytes = b"v") -> kv_pb2.Call:
+    return kv_pb2.Call(id=number, put=kv_pb2.PutRequest(key=b"%d" % number, value=value))
+
+
+async def test_the_first_response_says_who_leads(client: WireClient) -> None:
+    session = client.session()
+    first = await session.read()
+    assert isinstance(first, kv_pb2.SessionResponse)
+    assert (first.leadership.leader, first.leadership.address) == ("n1", client.address)
+    assert first.leadership.term == 1
+    session.cancel()
+
+
+async def test_a_session_answers_each_call_by_its_id_and_ends_when_all_are_answered(
+    client: WireClient,
+) -> None:
+    session = client.session()
+    for message in range(10):
+        calls = [put_call(100 * message + number) for number in range(100)]
+        calls.append(kv_pb2.Call(id=10_000 + message, get=kv_pb2.GetRequest(key=b"")))
+        await session.write(kv_pb2.SessionRequest(calls=calls))
+    await session.done_writing()
+    replies = [reply async for response in session for reply in response.replies]
+    assert len(replies) == 1010
+    by_id = {reply.id: reply for reply in replies}
+    assert sorted(by_id) == [*range(1000), *range(10_000, 10_010)]
+    assert sorted(by_id[number].put.revision for number in range(1000)) == list(range(1, 1001))
+    assert all(by_id[10_000 + message].HasField("error") for message in range(10))
+    assert await session.code() is grpc.StatusCode.OK
+
+
+async def test_a_session_without_calls_ends_when_it_is_closed(client: WireClient) -> None:
+    session = client.session()
+    await session.done_writing()
+    assert len([response async for response in session]) == 1
+    assert await session.code() is grpc.StatusCode.OK
+
+
+async def test_a_call_that_this_version_does_not_know_is_refused_alone(client: WireClient) -> None:
+    session = client.session()
+    unknown = kv_pb2.Call.FromString(b"\x08\x07\xa2\x06\x00")  # id 7, and field 100
+    await session.write(kv_pb2.SessionRequest(calls=[unknown, put_call(1)]))
+    await session.done_writing()
+    replies = {reply.id: reply async for response in session for reply in response.replies}
+    assert replies[1].HasField("put")
+    assert replies[7].HasField("error")
+
+
+async def test_a_client_that_does_not_read_is_not_read_from(
+    client: WireClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what it asks for does not fill the node's memory."""
+    monkeypatch.setattr(limits, "MAX_SESSION_CALLS", 64)
+    await client.kv(kv_pb2.PutRequest(key=b"k", value=bytes(limits.MIB)))
+    session = client.session()
+    get = kv_pb2.GetRequest(key=b"k")
+    sent = 0
+
+    async def send() -> None:
+        nonlocal sent
+        for number in range(200):
+            padding = put_call(1000 + number, bytes(limits.MIB))
+            calls = [kv_pb2.Call(id=number, get=get), padding]
+            await session.write(kv_pb2.SessionRequest(calls=calls))
+            sent += 1
+        await session.done_writing()
+
+    sender = asyncio.create_task(send())
+    await eventually(lambda: sent > 0)
+    before = -1
+    while before != sent:  # until nothing is taken any more
+        before = sent
+        await asyncio.sleep(0.5)
+    assert sent < 100
+    replies = [reply.id async for response in session for reply in response.replies]
+    await sender
+    assert sorted(replies) == [*range(200), *range(1000, 1200)]
+
+
+async def test_more_large_records_than_fit_a_message_are_answered_one_by_one(
+    client: WireClient,
+) -> None:
+    value = bytes(5 * limits.MIB)
+    await client.kv(kv_pb2.PutRequest(key=b"k", value=value))
+    session = client.session()
+    calls = [kv_pb2.Call(id=n, get=kv_pb2.GetRequest(key=b"k")) for n in range(20)]
+    await session.write(kv_pb2.SessionRequest(calls=calls))
+    await session.done_writing()
+    ids = []
+    async for response in session:
+        assert response.ByteSize() < limits.MAX_MESSAGE_BYTES
+        ids += [reply.id for reply in response.replies]
+        assert all(len(reply.get.record.value) == len(value) for reply in response.replies)
+    assert sorted(ids) == list(range(20))
+
+
+async def test_a_client_that_vanishes_leaves_nothing_behind(client: WireClient) -> None:
+    for _ in range(5):
+        session = client.session()
+        await session.write(kv_pb2.SessionRequest(calls=[put_call(n) for n in range(100)]))
+        session.cancel()
+
+    def handlers() -> list[asyncio.Task[Any]]:
+        return [task for task in asyncio.all_tasks() if "_Session" in repr(task.get_coro())]
+
+    await eventually(lambda: not handlers())
+    await client.kv(kv_pb2.PutRequest(key=b"k"))
+
+
+# Health, reflection, peers.
+
+
+async def test_health_knows_every_service(client: WireClient) -> None:
+    for service in ("", "kvorumpb.v1.KV", "kvorumpb.v1.Cluster", "kvorumpb.v1.Raft"):
+        assert await client.health(service) == SERVING
+    error = await failure(client.health("nothing"))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_reflection_lists_the_services(client: WireClient) -> None:
+    stream = client.channel.stream_stream(
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+        request_serializer=ServerReflectionRequest.SerializeToString,
+        response_deserializer=ServerReflectionResponse.FromString,
+    )(iter([ServerReflectionRequest(list_services="")]))
+    async for response in stream:
+        assert {service.name for service in response.list_services_response.service} == {
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1alpha.ServerReflection",
+            "kvorumpb.v1.Cluster",
+            "kvorumpb.v1.KV",
+            "kvorumpb.v1.Raft",
+        }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"cluster_id": "another"}, "n1 is of the cluster"),
+        ({"recipient": 2}, "this is n1, the caller wants n2"),
+        ({"sender": 9}, "n9 is no member of the cluster"),
+        (None, "n1 is of the cluster"),
+    ],
+)
+async def test_a_peer_that_does_not_belong_here_is_refused(
+    client: WireClient, wrong: dict[str, Any] | None, expected: str
+) -> None:
+    status = await client.cluster(cluster_pb2.GetStatusRequest())
+    right = {"cluster_id": status.cluster_id, "sender": 1, "recipient": 1}
+    message = raft_pb2.PeerMessage(
+        messages=[
+            raft_pb2.RaftMessage(
+                group=1, sender=1, recipient=1, term=99, heartbeat=raft_pb2.Heartbeat()
+            )
+        ]
+    )
+    if wrong is not None:
+        message.hello.CopyFrom(raft_pb2.PeerHello(**(right | wrong)))
+    stream = client.channel.stream_unary(
+        "/kvorumpb.v1.Raft/Stream",
+        request_serializer=raft_pb2.PeerMessage.SerializeToString,
+        response_deserializer=raft_pb2.PeerStreamClosed.FromString,
+    )
+    error = await failure(stream(iter([message]), timeout=10))
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert expected in (error.details() or "")
+    after = await client.cluster(cluster_pb2.GetStatusRequest())
+    assert after.term == status.term  # it was not listened to
+
+
+# Beginning and end.
+
+
+async def test_sigterm_says_so_to_health_finishes_and_leaves_everything_on_the_disk(
+    tmp_path: Path,
+) -> None:
+    config = config_at(tmp_path / "n1", free_ports(1)[0])
+    async with serving(config) as (client, task):
+        watch = client.watch_health("kvorumpb.v1.KV")
+        assert (await watch.read()).status == SERVING
+        session = client.session()
+        await session.write(kv_pb2.SessionRequest(calls=[put_call(n) for n in range(500)]))
+        acknowledged: list[int] = []
+        while not acknowledged:
+            response = await session.read()
+            acknowledged += [reply.id for reply in response.replies]
+        await eventually(lambda: signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (await watch.read()).status == NOT_SERVING
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await task
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    async with serving(config) as (client, _):
+        for number in acknowledged:
+            got = await client.kv(kv_pb2.GetRequest(key=b"%d" % number))
+            assert got.HasField("record")
+
+
+async def test_a_taken_port_is_said_and_the_data_directory_is_released(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config = config_at(tmp_path / "n1", taken.getsockname()[1])
+        with pytest.raises(AddressInUse, match=f"cannot listen on {config.listen}"):
+            await serve(config)
+    async with serving(config) as (client, _):
+        await client.kv(kv_pb2.PutRequest(key=b"k"))
+
+
+async def test_two_servers_do_not_share_a_data_directory(tmp_path: Path) -> None:
+    one, two = (config_at(tmp_path / "n1", port) for port in free_ports(2))
+    async with serving(one):
+        with pytest.raises(DataDirectoryInUse, match=f"pid {os.getpid()}"):
+            await serve(two)

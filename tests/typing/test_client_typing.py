@@ -1,0 +1,69 @@
+"""What type checkers see of the public interface. mypy is the test: `make check` runs it.
+
+Nothing here is called; pytest only finds that the names exist.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, assert_type
+
+import kvorum
+from kvorum import KV, Atomic, AtomicResult, Entry, Page, SyncAtomic, SyncKV
+
+
+async def opening_gives_a_store() -> None:
+    assert_type(await kvorum.open("memory:"), KV)
+    async with kvorum.open("memory:") as kv:
+        assert_type(kv, KV)
+    with kvorum.open_sync("memory:") as sync_kv:
+        assert_type(sync_kv, SyncKV)
+
+
+async def the_type_of_a_value_follows_from_the_argument(kv: KV) -> None:
+    assert_type(await kv.get("a"), Entry[Any] | None)
+    assert_type(await kv.get("a", type="json"), Entry[Any] | None)
+    assert_type(await kv.get("a", type="text"), Entry[str] | None)
+    assert_type(await kv.get("a", type="bytes", timeout=1), Entry[bytes] | None)
+    assert_type(await kv.list("a"), Page[Any])
+    assert_type(await kv.list("a", type="text"), Page[str])
+    assert_type(await kv.list(start="a", type="bytes"), Page[bytes])
+    assert_type(kv.scan("a"), AsyncIterator[Entry[Any]])
+    assert_type(kv.scan("a", type="text"), AsyncIterator[Entry[str]])
+    async for entry in kv.scan(type="bytes"):
+        assert_type(entry, Entry[bytes])
+        assert_type(entry.value, bytes)
+
+
+async def writes_return_numbers(kv: KV) -> None:
+    assert_type(await kv.put("a", 1), int)
+    assert_type(await kv.delete("a"), bool)
+    assert_type(await kv.add("a"), int)
+
+
+async def atomics_are_chained(kv: KV, sync_kv: SyncKV) -> None:
+    assert_type(
+        kv.atomic().check("a", revision=1).put("a", 1).get("b").delete("c").add("d"), Atomic
+    )
+    assert_type(await kv.atomic().put("a", 1).commit(), AtomicResult)
+    assert_type(sync_kv.atomic().check("a", exists=True).put("a", 1), SyncAtomic)
+    assert_type(sync_kv.atomic().put("a", 1).commit(), AtomicResult)
+
+
+def threads_see_the_same(kv: SyncKV) -> None:
+    assert_type(kv.get("a"), Entry[Any] | None)
+    assert_type(kv.get("a", type="text"), Entry[str] | None)
+    assert_type(kv.get("a", type="bytes"), Entry[bytes] | None)
+    assert_type(kv.list("a", type="text"), Page[str])
+    assert_type(kv.scan("a"), Iterator[Entry[Any]])
+    assert_type(kv.scan("a", type="bytes"), Iterator[Entry[bytes]])
+    assert_type(kv.put("a", 1), int)
+
+
+async def mistakes_are_found(kv: KV) -> None:
+    await kv.get("a", type="xml")  # type: ignore[call-overload]  # no such type
+    await kv.get(1)  # type: ignore[call-overload]  # no key
+    await kv.put("a", 1, ttl=5)  # type: ignore[call-arg]  # not in this version
+    _ = kvorum.nonsense  # type: ignore[attr-defined]  # no such name
+
+
+def test_the_checked_functions_are_there() -> None:
+    assert mistakes_are_found.__name__ in globals()
