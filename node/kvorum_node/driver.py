@@ -132,13 +132,12 @@ class Driver:
 
     async def _carry_out(self, work: Mapping[Group, Ready]) -> None:
         """Obey the law of Ready (raft/core.py), for all groups together."""
-        batch = Batch()
-        for group, ready in work.items():
-            group.save(batch, ready)
-        if not batch.is_empty:
-            self._storage.log.write(batch)
         synced = None
         if any(ready.must_sync for ready in work.values()):
+            batch = Batch()
+            for group, ready in work.items():
+                group.save(batch, ready)
+            self._storage.log.write(batch)
             synced = asyncio.get_running_loop().run_in_executor(
                 self._log_disk, self._storage.log.sync
             )

@@ -18,6 +18,9 @@ from kvorumpb.v1 import raft_pb2
 from tests.support.eventually import eventually
 from tests.support.raft_group import append, entries, heartbeat
 
+# grpc.aio keeps one poller for the process: it does not outlive an event loop in good order.
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
 GROUP = GroupId(1)
 N1, N2 = NodeId(1), NodeId(2)
 

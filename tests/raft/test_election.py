@@ -161,6 +161,15 @@ def test_an_election_that_the_leader_wants_is_not_disregarded() -> None:
         assert host.raft.term == 2
 
 
+def test_a_follower_refuses_other_candidates_in_the_term_of_its_leader() -> None:
+    """It need not have voted for the leader: that the term has one is reason enough."""
+    host = Host(term=2)
+    host.follow(leader=3, term=2)
+    host.tick(ELECTION_TICKS)
+
+    assert host.ask(request_vote(2, "9@2")) == [vote(2, granted=False, sender=1, to=2)]
+
+
 def test_a_candidate_answers_other_candidates() -> None:
     host = Host(term=1)
     host.stand()

@@ -37,7 +37,7 @@ from kvorum_node.raft.types import (
 )
 from tests.support.raft_group import Host
 
-EVENTS = 1500
+EVENTS = 2000
 BATCH = 25
 ELECTION_TICKS = 10
 LIVELY_TICKS = 100
@@ -167,7 +167,7 @@ class Run:
 
     def __init__(self, seed: int) -> None:
         self.random = random = Random(seed)
-        voters = random.choice((1, 2, 3, 3, 3, 4, 5, 5))
+        voters = random.choice((1, 2, 3, 3, 3, 3, 4, 5, 5, 5))
         settings = Settings(
             election_ticks=ELECTION_TICKS,
             heartbeat_ticks=2,
@@ -183,6 +183,8 @@ class Run:
         }
         self.checker = Checker(self.hosts)
         self.network: list[Message] = []
+        self.delayed: list[Message] = []
+        """They come so late that much has changed meanwhile."""
         self.blocked: set[tuple[NodeId, NodeId]] = set()
         self.state_on_disk: Counter[NodeId] = Counter()
         """How far each member's state machine would survive a crash."""
@@ -191,15 +193,17 @@ class Run:
         self.calm = random.choice((1, 1, 4))
         """How much more often than usual things just work in this run."""
         events: dict[Callable[[], None], int] = {
-            self.deliver: 600 * self.calm,
+            self.deliver: 900 * self.calm,
+            self.deliver_late: 40,
             self.tick: 120 * self.calm,
             self.work: 150 * self.calm,
             self.propose: 100,
             self.read: 40,
             self.lose: 25,
-            self.repeat: 25,
-            self.break_links: 12,
-            self.mend_links: 12,
+            self.repeat: 40,
+            self.break_links: 6,
+            self.mend_links: 20,
+            self.overthrow: 12,
             self.crash: 10,
             self.restart: 40,
             self.transfer: 16,
@@ -278,12 +282,21 @@ class Run:
             return
         at = 0 if self.random.random() < 0.7 else self.random.randrange(len(self.network))
         message = self.network.pop(at)
+        if (message.sender, message.recipient) not in self.blocked:
+            self.arrive(message)
+        elif self.random.random() < 0.3:
+            self.delayed.append(message)
+
+    def deliver_late(self) -> None:
+        if self.delayed:
+            self.arrive(self.delayed.pop(self.random.randrange(len(self.delayed))))
+
+    def arrive(self, message: Message) -> None:
         host = self.hosts[message.recipient]
-        if not host.up or (message.sender, message.recipient) in self.blocked:
-            return
-        self.note("deliver", message)
-        host.step(message)
-        self.after(host)
+        if host.up:
+            self.note("deliver", message)
+            host.step(message)
+            self.after(host)
 
     def tick(self) -> None:
         """Time passes: mostly for all, sometimes for one who is ahead of the others."""
@@ -305,16 +318,14 @@ class Run:
             self.work_of(host)
 
     def work_of(self, host: Host) -> None:
-        """Half of what the law of Ready asks for, or all of it."""
+        """Carry out the first half of a Ready, the second, or both."""
         if host.pending is None:
             if not host.raft.has_ready():
                 return
             self.note("take", host.node)
-            end = host.disk.last_index()
+            before = host.disk.log
             self.say(host, host.take())
-            ready = host.pending
-            if ready is not None and ready.entries and ready.entries[0].index <= end:
-                self.checker.counts["truncations"] += 1
+            self.checker.counts["truncations"] += host.disk.log[: len(before)] != before
             if self.random.random() < 0.3:
                 return
         ready = host.pending
@@ -364,7 +375,7 @@ class Run:
         if self.network:
             message = self.random.choice(self.network)
             self.note("repeat", message)
-            self.network.append(message)
+            self.delayed.append(message)
 
     def break_links(self) -> None:
         nodes = list(self.hosts)
@@ -376,6 +387,17 @@ class Run:
         self.note("break", sorted(inside), both)
         cut = [(node, other) for node in inside for other in nodes if other not in inside]
         self.blocked = {*cut, *((other, node) for node, other in cut if both)}
+
+    def overthrow(self) -> None:
+        """A leader is cut off while it sleeps, and the others notice long before it does."""
+        leaders = [host for host in self.hosts.values() if host.leads and host.others]
+        if leaders:
+            leader = self.random.choice(leaders)
+            self.note("overthrow", leader.node)
+            self.blocked = {(leader.node, other) for other in leader.others}
+            self.blocked |= {(other, leader.node) for other in leader.others}
+            for other in leader.others:
+                self.tick_of(self.hosts[other], self.random.randint(ELECTION_TICKS, 16))
 
     def mend_links(self) -> None:
         self.note("mend")

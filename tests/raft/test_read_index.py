@@ -82,6 +82,33 @@ def test_a_read_that_arrives_during_a_round_needs_the_next_one() -> None:
     assert answered(host) == [((1,), 1), ((2,), 1)]
 
 
+def test_an_answer_to_a_round_says_nothing_of_the_later_ones() -> None:
+    host = Host()
+    host.lead_established()
+    for request in (1, 2):
+        host.raft.read_index(request)
+        host.drain()
+
+    host.step(
+        heartbeat_reply(1, read_round=1, sender=2), heartbeat_reply(1, read_round=1, sender=3)
+    )
+
+    assert answered(host) == [((1,), 1)]
+
+
+def test_answers_that_overtake_one_another_count_as_the_newest() -> None:
+    host = Host(voters=5)
+    host.lead_established()
+    for request in (1, 2):
+        host.raft.read_index(request)
+        host.drain()
+
+    host.step(heartbeat_reply(1, read_round=2), heartbeat_reply(1, read_round=1))
+    host.step(heartbeat_reply(1, read_round=2, sender=3))
+
+    assert answered(host) == [((1,), 1), ((2,), 1)]
+
+
 def test_an_answer_to_a_round_answers_the_earlier_ones() -> None:
     host = Host()
     host.lead_established()

@@ -129,15 +129,19 @@ def test_a_candidates_requests_wait_for_its_own_vote_to_be_on_the_disk() -> None
     assert ready.must_sync
 
 
-def test_a_commit_index_alone_is_written_and_not_waited_for() -> None:
+def test_a_commit_index_is_written_with_the_next_entries_and_not_before() -> None:
     host = Host(log="1@1 2@1", term=1)
     host.follow(leader=2, term=1)
 
     host.step(heartbeat(1, commit=2))
     ready = host.raft.ready()
 
-    assert ready.hard_state == HardState(Term(1), None, Index(2))
+    assert ready.hard_state is None
     assert not ready.must_sync
+    host.raft.advance(ready)
+
+    host.step(append(1, "2@1", "3@1", commit=2))
+    assert host.raft.ready().hard_state == HardState(Term(1), None, Index(2))
 
 
 def test_a_hard_state_that_has_not_changed_is_not_written_again() -> None:

@@ -413,7 +413,7 @@ def test_a_follower_at_the_cut_needs_no_snapshot() -> None:
 def test_a_log_cut_beyond_the_acknowledged_leads_to_a_snapshot_only_if_entries_are_missing(
     has_all: bool,
 ) -> None:
-    """The acknowledgements may be all that was lost: the follower is asked before it is given up."""
+    """Perhaps only acknowledgements were lost: the follower is asked before it is given up."""
     host = Host()
     host.lead_established()
     for _ in range(4):

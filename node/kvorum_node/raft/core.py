@@ -48,8 +48,8 @@ class Ready:
     """All that the host has to do now, in the order of the fields.
 
     The law: `messages` may leave at once. `hard_state` and `entries` are written as
-    one, and fsynced if `must_sync`, before a single one of `promises` leaves: a vote
-    or an acknowledgement that a crash could take back would break the protocol. Then
+    one, and fsynced, before a single one of `promises` leaves: a vote or an
+    acknowledgement that a crash could take back would break the protocol. Then
     `committed` is applied, `reads` are answered as far as the state has reached their
     index, and `advance` is called. The next Ready is taken after that.
     """
@@ -58,13 +58,10 @@ class Ready:
     """A leader's appends and heartbeats: they promise nothing, so they need not wait."""
 
     hard_state: HardState | None
-    """Replaces the stored one, if set."""
+    """Replaces the stored one. Set if the term or the vote is new, or there are entries."""
 
     entries: tuple[Entry, ...]
     """Replace whatever the stored log has at or after the first of them."""
-
-    must_sync: bool
-    """Set unless there are no entries, and the hard state differs by its commit index alone."""
 
     promises: tuple[Message, ...]
     """Votes, acknowledgements and requests that rest on what was just written."""
@@ -73,6 +70,11 @@ class Ready:
     """To apply, in order; each is handed out once, after it is in `entries` or was before."""
 
     reads: tuple[ReadState, ...]
+
+    @property
+    def must_sync(self) -> bool:
+        """Whether there is anything to write: all of it is worth an fsync."""
+        return self.hard_state is not None
 
 
 class Raft:
@@ -99,7 +101,7 @@ class Raft:
         self.election_timeout = 0
         self.reads: list[ReadState] = []
         self._randint = randint
-        self._written = hard_state
+        self._written = (hard_state.term, hard_state.vote)
         self._messages: list[Message] = []
         self._promises: list[Message] = []
         self._awaits_advance = False
@@ -202,7 +204,7 @@ class Raft:
             or self._promises
             or self.reads
             or self.log.has_untaken
-            or self.hard_state != self._written
+            or (self.term, self.vote) != self._written
             or self.log.applied < self.log.committed
             or (isinstance(self.role, Leader) and leader.has_work(self, self.role))
         )
@@ -214,14 +216,13 @@ class Raft:
         self._awaits_advance = True
         if isinstance(self.role, Leader):
             leader.send_what_is_due(self, self.role)
-        hard_state, written = self.hard_state, self._written
         entries = self.log.take_unstable()
+        changed = (self.term, self.vote) != self._written
         ready = Ready(
             messages=tuple(self._messages),
-            hard_state=None if hard_state == written else hard_state,
+            # A commit index alone is not worth a write: it comes along with the next entries.
+            hard_state=self.hard_state if changed or entries else None,
             entries=entries,
-            must_sync=bool(entries)
-            or (hard_state.term, hard_state.vote) != (written.term, written.vote),
             promises=tuple(self._promises),
             committed=tuple(
                 self.log.entries(
@@ -232,7 +233,7 @@ class Raft:
             ),
             reads=tuple(self.reads),
         )
-        self._written = hard_state
+        self._written = (self.term, self.vote)
         self._messages.clear()
         self._promises.clear()
         self.reads.clear()
