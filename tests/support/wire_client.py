@@ -1,5 +1,6 @@
 """A client with nothing but the protocol: no retries, no session of its own, one node."""
 
+from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -78,6 +79,12 @@ class WireClient:
             response_deserializer=getattr(module, f"{method}Response").FromString,
         )
         return await call(request, timeout=seconds)
+
+
+async def rest_of(session: Any) -> AsyncIterator[kv_pb2.SessionResponse]:
+    """All responses until the node ends the session."""
+    while isinstance(response := await session.read(), kv_pb2.SessionResponse):
+        yield response
 
 
 def details(error: grpc.aio.AioRpcError) -> tuple[ErrorInfo, RetryInfo | None]:
