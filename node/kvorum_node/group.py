@@ -292,6 +292,8 @@ class Group:
             if replaced is not None:  # by a leader in between: others may still hold the entry
                 _in_doubt(replaced, "the entry was replaced in the log of this node")
             proposals[position.index] = _Proposal(position.term, submissions)
+            for one in submissions:
+                one.commands = b""  # the log has them now
 
     def _answer_reads(self, confirmed: Sequence[ReadState]) -> None:
         waiters = self._waiters

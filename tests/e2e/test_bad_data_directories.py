@@ -1,30 +1,42 @@
 """A node that is given the wrong directory says what is wrong with it, and ends."""
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kvorum.cli.local_cluster import LocalCluster
 from kvorum.cli.processes import free_ports
+from kvorum_node.config import NodeConfig
+from kvorum_node.storage.data_directory import Identity, Storage
 
-pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = pytest.mark.cluster
 
 END_SECONDS = 30
 
 
-def start(name: str, data_dir: Path, cluster: str, *flags: str) -> tuple[int, str]:
-    """Run a node that ends by itself; returns its status and what it printed."""
-    members = dict(member.split("=") for member in cluster.split(","))
+@pytest.fixture
+def members() -> dict[str, str]:
+    return {f"n{number}": f"127.0.0.1:{port}" for number, port in enumerate(free_ports(3), 1)}
+
+
+def open_storage(path: Path, name: str, members: dict[str, str]) -> Storage:
+    """As the node of that name opens it."""
+    config = NodeConfig(name=name, data_dir=path, listen=members[name], cluster=members)
+    return Storage.open(path, Identity(config.cluster_id, config.node_id))
+
+
+def refusal(path: Path, name: str, members: dict[str, str], *flags: str) -> str:
+    """What a node process says that is started with the directory, and ends by itself."""
     ran = subprocess.run(
         [
             *(sys.executable, "-m", "kvorum.cli", "node", name),
-            *("--data-dir", str(data_dir)),
-            *("--listen", members.get(name, "127.0.0.1:1")),
-            *("--cluster", cluster),
+            *("--data-dir", str(path)),
+            *("--listen", members[name]),
+            *("--cluster", ",".join(f"{name}={address}" for name, address in members.items())),
             *flags,
         ],
         capture_output=True,
@@ -32,102 +44,79 @@ def start(name: str, data_dir: Path, cluster: str, *flags: str) -> tuple[int, st
         timeout=END_SECONDS,
         check=False,
     )
+    assert ran.returncode == 1
     assert "Traceback" not in ran.stderr
-    return ran.returncode, ran.stdout + ran.stderr
+    [line] = ran.stderr.splitlines()
+    return line
 
 
-def members_of(cluster: LocalCluster) -> str:
-    return ",".join(f"{node.name}={node.address}" for node in cluster.nodes)
+def test_it_is_open_already(tmp_path: Path, members: dict[str, str]) -> None:
+    storage = open_storage(tmp_path, "n2", members)
+    try:
+        said = refusal(tmp_path, "n2", members)
+    finally:
+        storage.close()
+    assert f"is open in the process with pid {os.getpid()}" in said
 
 
-def free_members(count: int) -> str:
-    return ",".join(
-        f"n{number}=127.0.0.1:{port}" for number, port in enumerate(free_ports(count), 1)
-    )
-
-
-@pytest.fixture
-def of_a_stopped_node(tmp_path: Path) -> tuple[Path, str]:
-    """The data directory of n1, and the cluster that it belongs to: n1 alone."""
-    return tmp_path / "n1", free_members(1)
-
-
-@pytest.mark.usefixtures("three_nodes")
-class TestARunningCluster:
-    """What is refused beside three nodes that run, and does them no harm."""
-
-    async def test_the_directory_is_open_already(self, three_nodes: LocalCluster) -> None:
-        node = three_nodes.node("n2")
-        assert node.process is not None
-        status, said = start("n2", node.data_dir, members_of(three_nodes))
-        assert status == 1
-        assert f"is open in the process with pid {node.process.pid}" in said
-
-
-async def test_the_directory_is_of_another_node(three_nodes: LocalCluster) -> None:
-    members = members_of(three_nodes)
-    await three_nodes.down()
-    status, said = start("n1", three_nodes.node("n2").data_dir, members)
-    assert status == 1
+def test_it_is_of_another_node(tmp_path: Path, members: dict[str, str]) -> None:
+    open_storage(tmp_path, "n2", members).close()
+    said = refusal(tmp_path, "n1", members)
     assert "belongs to n2 of cluster" in said
     assert "not to n1 of cluster" in said
 
 
-async def test_the_directory_is_of_another_cluster(three_nodes: LocalCluster) -> None:
-    members = members_of(three_nodes)
-    await three_nodes.down()
-    data_dir = three_nodes.node("n1").data_dir
-    for cluster, flags in (
-        (members, ("--cluster-name", "other")),
-        (free_members(3), ()),
+def test_it_is_of_another_cluster(tmp_path: Path, members: dict[str, str]) -> None:
+    open_storage(tmp_path, "n1", members).close()
+    for said in (
+        refusal(tmp_path, "n1", members, "--cluster-name", "other"),
+        refusal(tmp_path, "n1", members | {"n3": "127.0.0.1:1"}),
+        refusal(tmp_path, "n1", {"n1": members["n1"]}),
     ):
-        status, said = start("n1", data_dir, cluster, *flags)
-        assert status == 1
         assert "belongs to n1 of cluster" in said
         assert "not to n1 of cluster" in said
-    assert sorted(await three_nodes.up()) == ["n1", "n2", "n3"]  # nothing of it did any harm
+    open_storage(tmp_path, "n1", members).close()  # nothing of it did any harm
 
 
-async def test_the_directory_is_of_a_newer_version(three_nodes: LocalCluster) -> None:
-    members = members_of(three_nodes)
-    await three_nodes.down()
-    data_dir = three_nodes.node("n1").data_dir
-    identity = json.loads((data_dir / "kvorum.json").read_text())
-    (data_dir / "kvorum.json").write_text(json.dumps(identity | {"format": 2}))
-    status, said = start("n1", data_dir, members)
-    assert status == 1
-    assert "is of format 2, this version knows formats up to 1" in said
+def test_it_is_of_a_newer_version(tmp_path: Path, members: dict[str, str]) -> None:
+    open_storage(tmp_path, "n1", members).close()
+    identity = json.loads((tmp_path / "kvorum.json").read_text())
+    (tmp_path / "kvorum.json").write_text(json.dumps(identity | {"format": 2}))
+    assert "is of format 2, this version knows formats up to 1" in refusal(tmp_path, "n1", members)
 
 
-def _file(path: Path) -> None:
+def make_file(path: Path) -> None:
     path.write_text("precious")
 
 
-def _foreign(path: Path) -> None:
+def make_foreign_directory(path: Path) -> None:
     path.mkdir()
     (path / "thesis.tex").write_text("precious")
 
 
-def _damaged_identity(path: Path) -> None:
+def make_damaged_directory(path: Path) -> None:
     path.mkdir()
     (path / "kvorum.json").write_text("{")
 
 
 @pytest.mark.parametrize(
-    ("prepare", "expected"),
+    ("make", "expected"),
     [
-        (_file, "is a file"),
-        (_foreign, "is not empty: it contains thesis.tex"),
-        (_damaged_identity, "kvorum.json is damaged"),
+        (make_file, "is a file"),
+        (make_foreign_directory, "is not empty: it contains thesis.tex"),
+        (make_damaged_directory, "kvorum.json is damaged"),
     ],
 )
 def test_it_is_no_data_directory_at_all(
-    tmp_path: Path, prepare: Sequence[object], expected: str
+    tmp_path: Path, members: dict[str, str], make: Callable[[Path], None], expected: str
 ) -> None:
     path = tmp_path / "data"
-    prepare(path)  # type: ignore[operator]
-    before = path.read_bytes() if path.is_file() else sorted(path.iterdir())
-    status, said = start("n1", path, free_members(1))
-    assert status == 1
-    assert expected in said
-    assert before == (path.read_bytes() if path.is_file() else sorted(path.iterdir()))
+    make(path)
+    before = contents(path)
+    assert expected in refusal(path, "n1", members)
+    assert contents(path).items() >= before.items()
+
+
+def contents(path: Path) -> dict[str, str]:
+    files = [path] if path.is_file() else path.iterdir()
+    return {file.name: file.read_text() for file in files}

@@ -6,16 +6,11 @@ import kvorum
 from kvorum import KV
 from kvorum.admin import ClusterAdmin
 from kvorum.cli.local_cluster import LocalCluster
-from tests.support.workload import Workload, agreed_content, assert_nothing_lost, until
+from tests.support.workload import Workload, agreed_content, assert_nothing_lost, followers, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="session")]
 
 ELECTION_TIMEOUT_SECONDS = 1.0
-
-
-async def followers(cluster: LocalCluster) -> list[str]:
-    leader = await cluster.leader()
-    return [node.name for node in cluster.nodes if node.name != leader]
 
 
 async def test_the_leader_is_killed_under_load(three_nodes: LocalCluster, kv: KV) -> None:
@@ -38,9 +33,9 @@ async def test_a_follower_is_killed_under_load_and_nobody_notices(
 ) -> None:
     async with Workload(kv) as work:
         for victim in await followers(three_nodes):
-            three_nodes.kill(victim)
+            three_nodes.kill(victim.name)
             await work.progress()
-            await three_nodes.restart(victim)
+            await three_nodes.restart(victim.name)
             await work.progress()
     assert work.failures == []
     assert work.longest_stall_seconds < ELECTION_TIMEOUT_SECONDS
@@ -94,8 +89,8 @@ async def test_every_node_is_restarted_under_load_without_a_failed_write(
 ) -> None:
     """As an upgrade does it: SIGTERM, start, the next one, with the leader last and first."""
     async with Workload(kv) as work:
-        order = [await three_nodes.leader(), *await followers(three_nodes)]
-        for name in order:
+        others = [node.name for node in await followers(three_nodes)]
+        for name in (await three_nodes.leader(), *others):
             await three_nodes.restart(name)
             await work.progress()
         await three_nodes.restart(await three_nodes.leader())
@@ -109,7 +104,7 @@ async def test_a_leader_that_stops_hands_over_to_a_living_follower(
     three_nodes: LocalCluster, kv: KV
 ) -> None:
     """Even if a dead one has just as much of the log, and comes first."""
-    dead = min(await followers(three_nodes))
+    dead = min(node.name for node in await followers(three_nodes))
     leader = await three_nodes.leader()
     await kv.put("k", 1)
     await agreed_content(three_nodes)

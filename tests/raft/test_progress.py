@@ -238,7 +238,6 @@ def test_a_follower_in_need_of_a_snapshot_gets_no_entries() -> None:
     follower = progress(match=4, next_=9)
     follower.needs_snapshot()
 
-    follower.alive(Index(20))
     assert paused(follower)
     assert not follower.rejected(Index(8), Index(3))
     assert not follower.accepted(Index(4))
@@ -246,3 +245,15 @@ def test_a_follower_in_need_of_a_snapshot_gets_no_entries() -> None:
 
     assert follower.accepted(Index(15))  # it has caught up some other way
     assert where(follower) == (REPLICATE, 15, 16)
+
+
+def test_a_follower_in_need_of_a_snapshot_is_asked_again_at_a_sign_of_life() -> None:
+    """It may never have been in need: a rejection can be older than an acceptance that was lost."""
+    follower = progress(match=4, next_=9)
+    follower.needs_snapshot()
+
+    follower.alive(Index(20))
+
+    assert where(follower) == (PROBE, 4, 21)
+    assert not paused(follower)
+    assert follower.due

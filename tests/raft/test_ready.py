@@ -155,6 +155,16 @@ def test_a_hard_state_that_has_not_changed_is_not_written_again() -> None:
     assert host.cycle().hard_state is None
 
 
+def test_a_new_term_is_written_although_nobody_is_answered() -> None:
+    host = Host()
+    host.lead_established()
+
+    host.step(heartbeat_reply(5))
+
+    assert host.drain() == []
+    assert host.disk.synced_hard_state == HardState(Term(5), None, Index(1))
+
+
 # Crashes between the write and the fsync.
 
 

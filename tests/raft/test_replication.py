@@ -396,6 +396,22 @@ def test_a_follower_behind_the_cut_gets_heartbeats_and_no_entries() -> None:
     assert group[2].raft.leader == 1
 
 
+def test_a_late_rejection_does_not_keep_a_follower_in_need_of_a_snapshot() -> None:
+    """n2 lacked 2@1 once, has it by now, and only its acceptance was lost; then the log is cut."""
+    host = Host(log="1@1 2@1", term=1)
+    host.lead()
+    host.accept(by=[3])
+    host.drain()
+    host.disk.cut(2)
+
+    host.ask(rejected(2, 2, "1@1"))
+    assert state_of(host) == (ProgressState.SNAPSHOT, 0, 1)
+
+    assert appends_to(2, host.ask(heartbeat_reply(2))) == ["3@2 |"]
+    host.ask(accepted(2, 3))
+    assert state_of(host) == (ProgressState.REPLICATE, 3, 4)
+
+
 def test_a_follower_at_the_cut_needs_no_snapshot() -> None:
     """The entry before the first one is gone, its term is known: that is enough for the check."""
     group = Group.of(3, logs={2: "1@1 2@1"}, term=1)

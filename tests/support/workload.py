@@ -99,6 +99,11 @@ def running(cluster: LocalCluster) -> Sequence[LocalNode]:
     return [node for node in cluster.nodes if cluster.state(node.name) is ProcessState.RUNNING]
 
 
+async def followers(cluster: LocalCluster) -> list[LocalNode]:
+    leader = await cluster.leader()
+    return [node for node in cluster.nodes if node.name != leader]
+
+
 async def agreed_content(cluster: LocalCluster) -> cluster_pb2.GetContentHashResponse:
     """What all running nodes hold, once they have applied the same; fails if they differ then."""
     async with ClusterAdmin() as admin:

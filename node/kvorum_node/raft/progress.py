@@ -139,6 +139,9 @@ class Progress:
         """The follower answered a heartbeat: whatever has stalled may try again."""
         self.active = True
         self.probing = False
+        if self.state is ProgressState.SNAPSHOT:  # perhaps by a rejection that came late: ask again
+            self._enter(ProgressState.PROBE)
+            self.next = Index(last_index + 1)
         if self.inflight.full:
             self.inflight.forget_oldest()
         self.due = self.match < last_index

@@ -103,10 +103,12 @@ class Dispatcher:
                 some = CommandBatch(commands=commands.commands[part])
                 self._write(calls[part], some, deadline, emit)
             return
+        # Kept until the answer: not the calls, or else their values would be.
+        asked = [(call.id, call.WhichOneof("request")) for call in calls]
         try:
             future = self._group.submit(data, len(calls), deadline=deadline)
         except KvorumError as error:
-            emit(_refusals(calls, error))
+            emit(_refusals((call for call, _ in asked), error))
             return
 
         def answer(future: asyncio.Future[list[TransactionResult]]) -> None:
@@ -114,12 +116,12 @@ class Dispatcher:
             if error is None:
                 emit(
                     [
-                        _write_reply(call, result)
-                        for call, result in zip(calls, future.result(), strict=True)
+                        _write_reply(call, request, result)
+                        for (call, request), result in zip(asked, future.result(), strict=True)
                     ]
                 )
             else:
-                emit(_refusals(calls, error))
+                emit(_refusals((call for call, _ in asked), error))
 
         future.add_done_callback(answer)
 
@@ -127,7 +129,7 @@ class Dispatcher:
         try:
             future = self._group.read(deadline=deadline)
         except KvorumError as error:
-            emit(_refusals(calls, error))
+            emit(_refusals((call.id for call in calls), error))
             return
 
         def answer(future: asyncio.Future[None]) -> None:
@@ -135,7 +137,7 @@ class Dispatcher:
             if error is None:
                 emit(self._read_reply(call) for call in calls)
             else:
-                emit(_refusals(calls, error))
+                emit(_refusals((call.id for call in calls), error))
 
         future.add_done_callback(answer)
 
@@ -189,14 +191,14 @@ def _validate_read(call: Call) -> None:
         validation.validate_list(call.list)
 
 
-def _write_reply(call: Call, result: TransactionResult) -> Reply:
-    reply = Reply(id=call.id)
+def _write_reply(call: int, request: str | None, result: TransactionResult) -> Reply:
+    reply = Reply(id=call)
     if result.HasField("error"):
         kind = _OPERATION_ERRORS[result.error.reason]
         error = kind(result.error.message, operation=result.error.operation)
         reply.error.CopyFrom(to_status(error))
         return reply
-    match call.WhichOneof("request"):
+    match request:
         case "txn":
             reply.txn.result.CopyFrom(result)
         case "put":
@@ -207,6 +209,6 @@ def _write_reply(call: Call, result: TransactionResult) -> Reply:
     return reply
 
 
-def _refusals(calls: Iterable[Call], error: BaseException) -> list[Reply]:
+def _refusals(calls: Iterable[int], error: BaseException) -> list[Reply]:
     status = to_status(error if isinstance(error, KvorumError) else KvorumError(str(error)))
-    return [Reply(id=call.id, error=status) for call in calls]
+    return [Reply(id=call, error=status) for call in calls]
