@@ -32,7 +32,9 @@ MAX_MESSAGE_BYTES: Final = 40 * MIB
 """A gRPC message: the largest transaction with room for its framing."""
 MAX_BATCH_BYTES: Final = 1 * MIB
 """Where a batch (of calls, of commands in a log entry, of entries in a message) stops growing."""
-MAX_BATCH_CALLS: Final = 1024
+MAX_BATCH_CALLS: Final = 128
+"""In one message of a session: enough to share its price, few enough that the client, the
+network and the node work on several at a time."""
 
 # What a node keeps in memory for its clients; beyond it answers `Overloaded`.
 MAX_UNCOMMITTED_BYTES: Final = 128 * MIB

@@ -21,7 +21,7 @@ from kvorum import limits
 from kvorum.backends.pending import PendingCall
 from kvorumpb.v1.kv_pb2 import Call, Leadership, Reply, SessionRequest, SessionResponse
 
-SEND_INTERVAL_SECONDS: Final = 0.01
+SEND_INTERVAL_SECONDS: Final = 0.004
 
 _METHOD: Final = "/kvorumpb.v1.KV/Session"
 
