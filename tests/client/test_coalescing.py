@@ -15,7 +15,7 @@ from tests.support.fake_server import succeed
 async def test_calls_of_one_turn_of_the_loop_are_one_message(nodes: Nodes, kv: KV) -> None:
     n1, _, _ = nodes
     await kv.put("warm", 1)
-    await asyncio.gather(*(kv.put(f"k{i}", i) for i in range(256)))
+    await asyncio.gather(*(kv.put(f"k{i}", i) for i in range(limits.MAX_BATCH_CALLS)))
     assert [len(message.calls) for message in n1.messages] == [1, 256]
 
 
