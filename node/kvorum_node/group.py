@@ -33,6 +33,7 @@ from kvorum_node.raft.candidate import Candidate
 from kvorum_node.raft.core import Raft, Ready
 from kvorum_node.raft.follower import Follower
 from kvorum_node.raft.leader import Leader
+from kvorum_node.raft.progress import ProgressState
 from kvorum_node.raft.read_index import ReadState
 from kvorum_node.raft.types import (
     GroupId,
@@ -114,6 +115,7 @@ class Group:
         self._wake = wake
         self._waiters = _Waiters()
         self._next_read = 0
+        self._laggards: set[NodeId] = set()
         self._closed_because: str | None = None
         self._seen: tuple[Term, NodeId | None, Role.ValueType] = (Term(0), None, Role.FOLLOWER)
         self._ticks_since_lead = 0
@@ -222,6 +224,7 @@ class Group:
             # By now another leader has committed or replaced them, but where this node
             # hears no leader it cannot know which.
             self._abandon("the leader was lost before it could say")
+        self._warn_of_laggards()
 
     def close(self, why: str) -> None:
         """Settle everything that still waits, and take nothing more."""
@@ -270,6 +273,22 @@ class Group:
             leader=node_name(leader),
             address=self.addresses[leader],
         )
+
+    def _warn_of_laggards(self) -> None:
+        """Say once a term which followers are too far behind to catch up."""
+        if not isinstance(self.raft.role, Leader):
+            self._laggards.clear()
+            return
+        for member, progress in self.raft.role.progress.items():
+            if progress.state is ProgressState.SNAPSHOT and member not in self._laggards:
+                self._laggards.add(member)
+                self.logger.warning(
+                    "knows of %s through %d, and its own log begins with %d: %s cannot catch up",
+                    node_name(member),
+                    progress.match,
+                    self.raft.log.first_index,
+                    node_name(member),
+                )
 
     def _require_leader(self) -> None:
         if self._closed_because is not None or not isinstance(self.raft.role, Leader):

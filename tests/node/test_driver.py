@@ -19,7 +19,14 @@ from kvorumpb.v1.command_pb2 import CommandBatch
 from tests.support.commands import add, put
 from tests.support.driven_node import DrivenNode
 from tests.support.eventually import eventually
-from tests.support.raft_group import accepted, append, entries, heartbeat, request_vote
+from tests.support.raft_group import (
+    accepted,
+    append,
+    entries,
+    heartbeat,
+    heartbeat_reply,
+    request_vote,
+)
 from tests.support.scripted_disk import ScriptedDisk
 
 FULL = StorageError("cannot write: No space left on device")
@@ -264,6 +271,14 @@ async def fill(n1: DrivenNode, writes: int, first: int = 0) -> None:
         await n1.submit(put(b"%05d" % number, bytes(10_000)))
 
 
+async def commit(n1: DrivenNode, index: int) -> None:
+    """Have n1, which leads, write the entry, and n2 accept it."""
+    write = n1.submit(put(b"%05d" % index, bytes(10_000)))
+    await eventually(lambda: n1.raft.log.last_index == index)
+    await n1.accept()
+    await write
+
+
 async def test_a_long_log_is_cut_in_half() -> None:
     async with DrivenNode(voters=1, log_max_bytes=LOG_MAX_BYTES, tick_seconds=0.005) as n1:
         for round_number in range(5):
@@ -288,6 +303,25 @@ async def test_the_log_is_cut_only_when_the_state_has_been_flushed() -> None:
         state.release()
         await eventually(lambda: n1.group.log.log_bytes() <= LOG_MAX_BYTES)
     assert events.index("state sync") < events.index("log cut")
+
+
+async def test_a_follower_that_needs_what_was_cut_is_named_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("WARNING", "kvorum.node")
+    async with DrivenNode(log_max_bytes=LOG_MAX_BYTES) as n1:
+        await n1.lead()
+        for index in range(2, 14):
+            await commit(n1, index)
+        await eventually(lambda: n1.group.log.first_index() > 1)
+        for _ in range(2):
+            n1.hear(heartbeat_reply(1, sender=3))  # n3 has nothing, and has said nothing before
+            await n1.settle()
+            await n1.tick()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"knows of n3 through 0, and its own log begins with {n1.group.log.first_index()}:"
+        " n3 cannot catch up"
+    ]
 
 
 async def test_what_is_not_applied_is_not_cut() -> None:
