@@ -318,9 +318,9 @@ async def test_a_follower_that_needs_what_was_cut_is_named_once(
             n1.hear(heartbeat_reply(1, sender=3))  # n3 has nothing, and has said nothing before
             await n1.settle()
             await n1.tick()
+    first = n1.group.log.first_index()
     assert [record.getMessage() for record in caplog.records] == [
-        f"knows of n3 through 0, and its own log begins with {n1.group.log.first_index()}:"
-        " n3 cannot catch up"
+        f"knows of n3 through 0, and its own log begins with {first}: n3 cannot catch up"
     ]
 
 
