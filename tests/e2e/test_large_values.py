@@ -3,6 +3,7 @@
 import asyncio
 import random
 
+import grpc.aio
 import psutil
 import pytest
 
@@ -13,7 +14,7 @@ from kvorum.errors import LimitExceeded
 from kvorum.limits import MIB
 from kvorum.status import from_status
 from kvorumpb.v1 import kv_pb2
-from tests.support.wire_client import WireClient, rest_of
+from tests.support.wire_client import WireClient, details, rest_of
 from tests.support.workload import Workload, assert_nothing_lost, followers
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="session")]
@@ -61,6 +62,10 @@ async def test_one_byte_more_is_refused_by_every_way_in(three_nodes: LocalCluste
         async with WireClient(node.address) as client:
             request = kv_pb2.PutRequest(key=b"k", value=bytes(LARGEST))
             assert (await client.kv(request, seconds=30)).revision > entry.revision
+            request.value += b"1"
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await client.kv(request, seconds=30)
+            assert details(refused.value)[0].reason == "LIMIT_EXCEEDED"
 
 
 async def test_a_paused_majority_costs_a_bounded_amount_of_memory(

@@ -1,19 +1,31 @@
 """A leader that was suspended: it wakes up in its past, and must not answer from there."""
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Any
+import contextlib
+import signal
+import sys
+from collections.abc import Awaitable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import grpc.aio
 import pytest
 
 import kvorum
 from kvorum import KV
+from kvorum.admin import ClusterAdmin
+from kvorum.cli import processes
+from kvorum.cli.cluster_file import ProcessIdentity
 from kvorum.cli.local_cluster import LocalCluster
-from kvorum.errors import NoLeader, NotLeader
+from kvorum.cli.processes import free_ports
+from kvorum.errors import KvorumError, NoLeader, NotLeader
 from kvorum.status import from_rpc_error, from_status
 from kvorumpb.v1 import kv_pb2
+from kvorumpb.v1.cluster_pb2 import LEADER
+from tests.support.links import Link
 from tests.support.wire_client import WireClient, rest_of
+from tests.support.workload import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="session")]
 
@@ -129,3 +141,105 @@ async def test_writes_that_wait_for_a_suspended_leader_are_told_the_truth(
             assert entry is not None
         elif from_status(reply.error, write=True).retryable:
             assert entry is None
+
+
+class NodesBehindLinks:
+    """Three nodes that reach one another, and are known, by links only; listening behind them."""
+
+    def __init__(self, directory: Path) -> None:
+        ports = free_ports(6)
+        self.names = ("n1", "n2", "n3")
+        self.listen = dict(
+            zip(self.names, (f"127.0.0.1:{port}" for port in ports[:3]), strict=True)
+        )
+        pairs = zip(ports[3:], ports[:3], strict=True)
+        self.links = {name: Link(*pair) for name, pair in zip(self.names, pairs, strict=True)}
+        self._directory = directory
+        self._running: dict[str, ProcessIdentity] = {}
+
+    async def __aenter__(self) -> Self:
+        members = ",".join(f"{name}=127.0.0.1:{link.port}" for name, link in self.links.items())
+        for name in self.names:
+            await self.links[name].__aenter__()
+            command = [
+                *(sys.executable, "-m", "kvorum.cli", "node", name, "--cluster", members),
+                *("--listen", self.listen[name], "--data-dir", str(self._directory / name)),
+            ]
+            self._running[name] = processes.start(command, self._directory / f"{name}.log")
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for name in self.names:
+            self.signal(name, signal.SIGKILL)
+            await self.links[name].__aexit__(None, None, None)
+
+    def signal(self, name: str, number: signal.Signals) -> None:
+        processes.send(self._running[name], number)
+
+    async def leader(self, among: Sequence[str]) -> str:
+        """Who leads by its own word, once one of these does."""
+        async with ClusterAdmin() as admin:
+            found: list[str] = []
+
+            async def one_leads() -> bool:
+                for name in among:
+                    with contextlib.suppress(KvorumError):
+                        status = await admin.status(self.listen[name], timeout=0.5)
+                        if status.role == LEADER:
+                            found.append(name)
+                return bool(found)
+
+            await until(one_leads)
+            return found[0]
+
+    async def put(self, value: str, *, among: Sequence[str]) -> None:
+        """At whichever of these leads."""
+
+        async def is_put() -> bool:
+            leader = await self.leader(among)
+            async with WireClient(self.listen[leader]) as client:
+                request = kv_pb2.PutRequest(key=KEY, value=value.encode())
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await client.kv(request)
+                    return True
+                return False
+
+        await until(is_put)
+
+
+async def test_a_leader_that_wakes_up_cut_off_answers_nothing(tmp_path: Path) -> None:
+    """Nobody tells it that it leads no more: it has to ask, before it answers."""
+    async with NodesBehindLinks(tmp_path) as nodes:
+        for repetition in range(3):
+            await nodes.put("old", among=nodes.names)
+            name = await nodes.leader(nodes.names)
+            others = [other for other in nodes.names if other != name]
+            async with WireClient(nodes.listen[name]) as client:
+                old = OldLeader(client)
+                await old.open_session()
+                nodes.signal(name, signal.SIGSTOP)
+                await nodes.links[name].cut()
+                new = f"new {repetition}"
+                await nodes.put(new, among=others)
+                await old.ask()
+                nodes.signal(name, signal.SIGCONT)
+                await asyncio.sleep(0.1)
+                await old.ask()
+                values, refusals = await old.answers()
+                assert values == []
+                assert {type(refusal) for refusal in refusals} == {NoLeader}
+                nodes.links[name].heal()
+
+                async def sees_the_new_value() -> bool:
+                    with contextlib.suppress(grpc.aio.AioRpcError):
+                        got = await client.kv(kv_pb2.GetRequest(key=KEY))
+                        assert got.record.value == new.encode()
+                        return True
+                    return False
+
+                await until(sees_the_new_value)

@@ -125,7 +125,8 @@ class Execution:
         match operation.WhichOneof("operation"):
             case "put":
                 put = operation.put
-                self._write(put.key, put.value, self._read(put.key))
+                key = put.key
+                self._write(key, put.value, self._read(key))
                 return _PUT
             case "get":
                 return self._get(operation.get.key)

@@ -165,12 +165,13 @@ def _add_command(call: Call, commands: CommandBatch) -> bool:
             validation.validate_transaction(call.txn.transaction)
             commands.commands.add().transaction.CopyFrom(call.txn.transaction)
         case "put":
-            validation.validate_namespace(call.put.namespace)
-            validation.validate_key(call.put.key)
-            validation.validate_value(call.put.value, key=call.put.key)
+            request = call.put
+            key, value = request.key, request.value
+            validation.validate_namespace(request.namespace)
+            validation.validate_key(key)
+            validation.validate_value(value, key=key)
             put = commands.commands.add().transaction.operations.add().put
-            put.key = call.put.key
-            put.value = call.put.value
+            put.key, put.value = key, value
         case "delete":
             validation.validate_namespace(call.delete.namespace)
             validation.validate_key(call.delete.key)
