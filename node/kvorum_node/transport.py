@@ -118,6 +118,9 @@ class _Lane:
             request_serializer=raft_pb2.PeerMessage.SerializeToString,
             response_deserializer=raft_pb2.PeerStreamClosed.FromString,
         )(wait_for_ready=True)
+        # A stream that ends while there is nothing to send is noticed, too: or else the first
+        # message to a peer that came back, a request for its vote perhaps, would be lost.
+        call.add_done_callback(lambda _: self._filled.set())
         try:
             await call.write(raft_pb2.PeerMessage(hello=self._hello))
             self._connected = True

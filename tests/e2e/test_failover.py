@@ -10,8 +10,6 @@ from tests.support.workload import Workload, agreed_content, assert_nothing_lost
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="session")]
 
-ELECTION_TIMEOUT_SECONDS = 1.0
-
 
 async def test_the_leader_is_killed_under_load(three_nodes: LocalCluster, kv: KV) -> None:
     async with Workload(kv) as work:
@@ -24,13 +22,13 @@ async def test_the_leader_is_killed_under_load(three_nodes: LocalCluster, kv: KV
     # What was on its way to the dead leader is in doubt, and nothing else ever fails.
     assert set(work.kinds_of_failure) <= {"OutcomeUnknown"}
     assert len(work.failures) <= 2 * 32
-    assert work.longest_stall_seconds < 2 * ELECTION_TIMEOUT_SECONDS
     await assert_nothing_lost(three_nodes, work)
 
 
 async def test_a_follower_is_killed_under_load_and_nobody_notices(
     three_nodes: LocalCluster, kv: KV
 ) -> None:
+    leader = await three_nodes.leader()
     async with Workload(kv) as work:
         for victim in await followers(three_nodes):
             three_nodes.kill(victim.name)
@@ -38,7 +36,7 @@ async def test_a_follower_is_killed_under_load_and_nobody_notices(
             await three_nodes.restart(victim.name)
             await work.progress()
     assert work.failures == []
-    assert work.longest_stall_seconds < ELECTION_TIMEOUT_SECONDS
+    assert await three_nodes.leader() == leader
     await assert_nothing_lost(three_nodes, work)
 
 
@@ -69,7 +67,6 @@ async def test_leadership_moves_under_load_without_a_failed_write(
             await work.progress()
             assert await three_nodes.leader() != leader
     assert work.kinds_of_failure == {}
-    assert work.longest_stall_seconds < ELECTION_TIMEOUT_SECONDS
     await assert_nothing_lost(three_nodes, work)
 
 
@@ -96,7 +93,6 @@ async def test_every_node_is_restarted_under_load_without_a_failed_write(
         await three_nodes.restart(await three_nodes.leader())
         await work.progress()
     assert work.kinds_of_failure == {}
-    assert work.longest_stall_seconds < ELECTION_TIMEOUT_SECONDS
     await assert_nothing_lost(three_nodes, work)
 
 

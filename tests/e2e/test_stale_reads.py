@@ -235,11 +235,14 @@ async def test_a_leader_that_wakes_up_cut_off_answers_nothing(tmp_path: Path) ->
                 assert {type(refusal) for refusal in refusals} == {NoLeader}
                 nodes.links[name].heal()
 
-                async def sees_the_new_value() -> bool:
-                    with contextlib.suppress(grpc.aio.AioRpcError):
-                        got = await client.kv(kv_pb2.GetRequest(key=KEY))
-                        assert got.record.value == new.encode()
-                        return True
-                    return False
+                await until(lambda: reads(client, new.encode()))  # noqa: B023 - awaited
 
-                await until(sees_the_new_value)
+
+async def reads(client: WireClient, expected: bytes) -> bool:
+    """Whether a read succeeds; if so, it must give the value."""
+    try:
+        got = await client.kv(kv_pb2.GetRequest(key=KEY))
+    except grpc.aio.AioRpcError:
+        return False
+    assert got.record.value == expected
+    return True

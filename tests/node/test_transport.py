@@ -228,6 +228,21 @@ async def test_a_peer_that_went_away_is_found_again() -> None:
             await until_heard(lanes, peer, number)
 
 
+async def test_a_stream_that_breaks_while_nothing_is_sent_is_noticed() -> None:
+    """Or else the first word to a peer that came back would be lost, such as a request to vote."""
+    async with peer_and_transport() as (peer, lanes, lost):
+        await until_heard(lanes, peer, 1)
+        for number in range(2, 5):
+            await eventually(lambda: all(lane._connected for lane in lanes._lanes.values()))
+            del lost[:]
+            await peer.stop()
+            await eventually(lambda: len(lost) >= 2)
+            await peer.start()
+            await eventually(lambda: all(lane._connected for lane in lanes._lanes.values()))
+            lanes.send(GROUP, [beat(number)])
+            await eventually(lambda: number in peer.rounds())  # noqa: B023 - awaited
+
+
 async def test_a_peer_that_refuses_this_node_is_logged_and_not_pressed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

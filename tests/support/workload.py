@@ -50,6 +50,11 @@ class Workload:
     ) -> None:
         self.stop()
         await asyncio.gather(*self._tasks)
+        # A figure, to be seen with `pytest -s`: a busy machine must not turn it into a failure.
+        print(
+            f"\n{len(self.acknowledged)} writes, {len(self.failures)} in doubt or failed,"
+            f" longest stall {self.longest_stall_seconds:.3f} s"
+        )
 
     def stop(self) -> None:
         """Begin no further write."""
