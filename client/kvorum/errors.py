@@ -8,7 +8,8 @@
     │   └── NamespaceNotFound
     ├── OperationFailed         an operation could not be carried out; nothing was written
     │   ├── NotAnInteger
-    │   └── IntegerOverflow
+    │   ├── IntegerOverflow
+    │   └── ResultTooLarge      the gets of a transaction found too much
     ├── Conflict                a check of a transaction did not hold; nothing was written
     ├── DecodeError             a value is not of the type it was asked for
     ├── Unavailable             not applied: a retry is safe, and the client has tried
@@ -112,6 +113,12 @@ class NotAnInteger(OperationFailed):
 class IntegerOverflow(OperationFailed, OverflowError):
     reason = "INTEGER_OVERFLOW"
     code = Code.OUT_OF_RANGE
+
+
+class ResultTooLarge(OperationFailed):
+    """The gets of a transaction found more than `limits.MAX_RESULT_BYTES`: read with `get`."""
+
+    reason = "RESULT_TOO_LARGE"
 
 
 class Conflict(KvorumError):

@@ -17,6 +17,11 @@ MAX_TRANSACTION_OPERATIONS: Final = 1024
 """Checks and the operations of both branches, counted together."""
 MAX_TRANSACTION_BYTES: Final = 32 * MIB
 
+MAX_RESULT_BYTES: Final = 32 * MIB
+"""Keys and values that the gets of one transaction return together."""
+MAX_READING_TRANSACTIONS: Final = 8
+"""Transactions with gets that a node has under way: each may return MAX_RESULT_BYTES."""
+
 # What a list returns.
 MAX_PAGE_RECORDS: Final = 10_000
 MAX_PAGE_BYTES: Final = 4 * MIB

@@ -185,8 +185,8 @@ class Group:
     def apply(self, ready: Ready) -> None:
         """Apply what is committed, and answer whoever waits for it."""
         if ready.committed:
-            results = self.machine.apply(ready.committed)
             proposals = self._waiters.proposals
+            results = self.machine.apply(ready.committed, wanted=proposals.keys())
             for entry, outcome in zip(ready.committed, results, strict=True):
                 proposal = proposals.get(entry.index)
                 if proposal is not None and proposal.term == entry.term:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 import kvorum
-from kvorum import KV, Closed, DeadlineExceeded
+from kvorum import KV, Closed, DeadlineExceeded, OutcomeUnknown
 from tests.client.conftest import Nodes, backend_of, target_of
 from tests.client.test_cluster import silent
 from tests.support.eventually import eventually
@@ -171,7 +171,8 @@ async def test_close_while_a_failover_is_under_way(nodes: Nodes) -> None:
     call = asyncio.create_task(kv.put("b", 1))
     await asyncio.sleep(0.01)
     await kv.close()
-    with pytest.raises(Closed):
+    # Settled, either way: the call may have left before the stream was seen to be broken.
+    with pytest.raises((Closed, OutcomeUnknown)):
         await call
 
 

@@ -178,7 +178,8 @@ def test_the_machine_agrees_with_the_model(disk: Disk, seed: int) -> None:
             applied_again += _catch_up(machine, log, answers)
     assert applied_again > 0
     reached = {result.error.reason for each in answers for result in each}
-    assert reached == set(OperationError.Reason.values())
+    # What is too large to be returned is not for a model of small values.
+    assert reached == {*OperationError.Reason.values()} - {OperationError.RESULT_TOO_LARGE}
 
 
 def _catch_up(

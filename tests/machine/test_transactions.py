@@ -4,6 +4,7 @@ import pytest
 
 from kvorum import limits
 from kvorum_node.machine import Machine
+from kvorum_node.raft.types import Index
 from kvorumpb.v1.command_pb2 import (
     Check,
     Operation,
@@ -18,6 +19,7 @@ from tests.support.commands import (
     add,
     at_revision,
     delete,
+    entry,
     exists,
     get,
     put,
@@ -317,3 +319,28 @@ def test_a_value_of_the_largest_size_passes_through(machine: Machine) -> None:
     value = bytes(limits.MAX_VALUE_BYTES)
     run_one(machine, put(b"a" * limits.MAX_KEY_BYTES, value))
     assert _record(machine, b"a" * limits.MAX_KEY_BYTES).value == value
+
+
+def test_gets_return_no_more_than_the_limit_of_a_transaction(machine: Machine) -> None:
+    half = limits.MAX_RESULT_BYTES // 2
+    run_one(machine, put(b"a", bytes(half - 1)))
+    run_one(machine, put(b"b", bytes(half)))
+    before = machine.revision
+
+    fits = run(machine, transaction(get(b"a"), get(b"a"), put(b"c")))[0]
+    assert [len(result.get.record.value) for result in fits.results[:2]] == [half - 1] * 2
+
+    failed = run(machine, transaction(put(b"d"), get(b"a"), get(b"b")))[0]
+    assert (failed.error.reason, failed.error.operation) == (OperationError.RESULT_TOO_LARGE, 2)
+    assert not failed.results
+    assert machine.get(b"d") is None
+    assert machine.revision == before + 1
+
+
+def test_results_that_nobody_wants_are_not_kept(machine: Machine) -> None:
+    first = entry(1, transaction(put(b"a")), transaction(get(b"a")))
+    second = entry(2, transaction(add(b"n")), transaction(get(b"a")))
+    unwanted, wanted = machine.apply([first, second], wanted={Index(2)})
+    assert unwanted == []
+    assert [result.results[0].WhichOneof("result") for result in wanted] == ["add", "get"]
+    assert machine.revision == 2

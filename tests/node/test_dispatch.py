@@ -17,6 +17,7 @@ from kvorum.errors import (
     NamespaceNotFound,
     NoLeader,
     NotAnInteger,
+    Overloaded,
     ShuttingDown,
 )
 from kvorum.status import from_status
@@ -326,3 +327,21 @@ async def test_reads_are_carried_out_when_their_replies_are_taken(
         (1, b"after"),
         (2, b"after"),
     ]
+
+
+async def test_few_transactions_with_gets_are_under_way_at_once() -> None:
+    """Each of them may return 32 MiB, and all of them wait in memory for their entry."""
+
+    def read_in_transaction(call: int) -> Call:
+        return Call(id=call, txn=TxnRequest(transaction=commands.transaction(commands.get(b"k"))))
+
+    async with DrivenNode(voters=1) as n1:
+        dispatcher = Dispatcher(n1.group)
+        await eventually(lambda: n1.leads)
+        most = limits.MAX_READING_TRANSACTIONS
+        for _ in range(2):  # the second time, the first ones have made room
+            calls = [read_in_transaction(number) for number in range(most + 1)]
+            replies = await dispatcher.execute([*calls, put(most + 1, b"other")])
+            refused = [reply for reply in replies if reply.HasField("error")]
+            assert [reply.id for reply in refused] == [most]
+            assert isinstance(error_of(refused[0]), Overloaded)

@@ -54,7 +54,7 @@ class _OperationFailed(Exception):
 class Execution:
     """What committed transactions do to the records of one group, before the engine knows."""
 
-    __slots__ = ("_done", "_engine", "_prefix", "_writes", "revision")
+    __slots__ = ("_done", "_engine", "_prefix", "_result_bytes", "_writes", "revision")
 
     def __init__(self, engine: Engine, prefix: bytes, revision: int) -> None:
         """`prefix` is what the group's storage keys begin with; `revision` is where it stands."""
@@ -65,12 +65,14 @@ class Execution:
         # under way has written so far.
         self._done: dict[bytes, Record | None] = {}
         self._writes: dict[bytes, Record | None] = {}
+        self._result_bytes = 0
 
     def run(self, transaction: Transaction) -> TransactionResult:
         """Carry out one transaction, which must hold nothing that commands.py would refuse."""
         checks = transaction.checks
         failed_check = self._first_failed(checks) if checks else None
         branch = transaction.operations if failed_check is None else transaction.otherwise
+        self._result_bytes = 0
         results = []
         try:
             for operation in branch:
@@ -147,6 +149,13 @@ class Execution:
         record = self._read(key)
         if record is None:
             return _ABSENT
+        self._result_bytes += len(key) + len(record.value)
+        if self._result_bytes > limits.MAX_RESULT_BYTES:
+            raise _OperationFailed(
+                OperationError.RESULT_TOO_LARGE,
+                f"the gets of the transaction found {self._result_bytes} bytes; at most"
+                f" {limits.MAX_RESULT_BYTES} are returned: read large values with get",
+            )
         result = OperationResult(get=GetResult(record=record))
         result.get.record.key = key
         return result

@@ -7,7 +7,8 @@ applied again from there, and leads to where it led before.
 """
 
 import struct
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Container, Sequence
 from typing import Final, TypeAlias, assert_never
 
 from kvorum.errors import StorageError
@@ -55,12 +56,13 @@ class Machine:
         """The latest time stamped on an entry, in milliseconds since the Unix epoch."""
         return self._log_time_ms
 
-    def apply(self, entries: Sequence[Entry]) -> Results:
+    def apply(self, entries: Sequence[Entry], *, wanted: Container[Index] | None = None) -> Results:
         """Carry out committed entries, which go on where the last call ended.
 
         Returns one list per entry, with one result per command of it; that of a
-        NOOP is empty. How much is written at once is the caller's choice of
-        entries.
+        NOOP is empty, and so is that of an entry that is not `wanted` (all are, if
+        None): what nobody waits for must not be held in memory. How much is written
+        at once is the caller's choice of entries.
 
         Raises UnknownCommand at an entry that this version does not understand,
         and StorageError if the engine fails: then nothing of the call has
@@ -79,9 +81,12 @@ class Machine:
                 case EntryKind.COMMANDS:
                     commands = decode_batch(entry)
                     log_time_ms = max(log_time_ms, commands.log_time_ms)
-                    results.append(
-                        [execution.run(command.transaction) for command in commands.commands]
-                    )
+                    outcomes = (execution.run(one.transaction) for one in commands.commands)
+                    if wanted is None or entry.index in wanted:
+                        results.append(list(outcomes))
+                    else:
+                        deque(outcomes, maxlen=0)  # carried out, and forgotten one by one
+                        results.append([])
                 case EntryKind.NOOP:
                     results.append([])
                 case unexpected:

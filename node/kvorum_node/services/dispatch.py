@@ -18,6 +18,8 @@ from kvorum.errors import (
     KvorumError,
     NotAnInteger,
     OperationFailed,
+    Overloaded,
+    ResultTooLarge,
     ShuttingDown,
 )
 from kvorum.status import to_status
@@ -31,6 +33,7 @@ Emit = Callable[[Iterable[Reply]], None]
 _OPERATION_ERRORS: dict[int, type[OperationFailed]] = {
     OperationError.NOT_AN_INTEGER: NotAnInteger,
     OperationError.INTEGER_OVERFLOW: IntegerOverflow,
+    OperationError.RESULT_TOO_LARGE: ResultTooLarge,
 }
 
 
@@ -40,6 +43,7 @@ class Dispatcher:
     def __init__(self, group: Group) -> None:
         self._group = group
         self._draining = False
+        self._reading_transactions = 0
 
     def drain(self) -> None:
         """Refuse calls from now on; those under way go on."""
@@ -61,8 +65,12 @@ class Dispatcher:
             try:
                 if self._draining:
                     raise ShuttingDown("the node is shutting down")
+                gets = _is_transaction_with_gets(call)
+                if gets and self._reading_transactions >= limits.MAX_READING_TRANSACTIONS:
+                    raise _too_many_reading_transactions()
                 if _add_command(call, commands):
                     writes.append(call)
+                    self._reading_transactions += gets
                 else:
                     _validate_read(call)
                     reads.append(call)
@@ -105,13 +113,16 @@ class Dispatcher:
             return
         # Kept until the answer: not the calls, or else their values would be.
         asked = [(call.id, call.WhichOneof("request")) for call in calls]
+        reading = sum(_is_transaction_with_gets(call) for call in calls)
         try:
             future = self._group.submit(data, len(calls), deadline=deadline)
         except KvorumError as error:
+            self._reading_transactions -= reading
             emit(_refusals((call for call, _ in asked), error))
             return
 
         def answer(future: asyncio.Future[list[TransactionResult]]) -> None:
+            self._reading_transactions -= reading
             error = future.exception()
             if error is None:
                 emit(
@@ -181,6 +192,22 @@ def _add_command(call: Call, commands: CommandBatch) -> bool:
         case None:
             raise InvalidArgument("the call has no request that this version knows")
     return True
+
+
+def _is_transaction_with_gets(call: Call) -> bool:
+    return call.WhichOneof("request") == "txn" and any(
+        operation.WhichOneof("operation") == "get"
+        for branch in (call.txn.transaction.operations, call.txn.transaction.otherwise)
+        for operation in branch
+    )
+
+
+def _too_many_reading_transactions() -> Overloaded:
+    return Overloaded(
+        "the node has as many transactions with gets under way as it may; try again soon",
+        limit="MAX_READING_TRANSACTIONS",
+        maximum=limits.MAX_READING_TRANSACTIONS,
+    )
 
 
 def _validate_read(call: Call) -> None:

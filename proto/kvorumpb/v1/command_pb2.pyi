@@ -458,6 +458,8 @@ class OperationError(_message.Message):
         """An add met a value that is not the decimal text of an int64."""
         INTEGER_OVERFLOW: OperationError._Reason.ValueType  # 2
         """An add would leave the range of int64."""
+        RESULT_TOO_LARGE: OperationError._Reason.ValueType  # 3
+        """The gets of the transaction together found more than 32 MiB."""
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
     REASON_UNSPECIFIED: OperationError.Reason.ValueType  # 0
@@ -465,6 +467,8 @@ class OperationError(_message.Message):
     """An add met a value that is not the decimal text of an int64."""
     INTEGER_OVERFLOW: OperationError.Reason.ValueType  # 2
     """An add would leave the range of int64."""
+    RESULT_TOO_LARGE: OperationError.Reason.ValueType  # 3
+    """The gets of the transaction together found more than 32 MiB."""
 
     REASON_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int

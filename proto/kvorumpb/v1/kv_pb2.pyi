@@ -20,6 +20,7 @@ where waiting helps, a google.rpc.RetryInfo. The reasons:
   NAMESPACE_NOT_FOUND  code NOT_FOUND            metadata: namespace
   NOT_AN_INTEGER       code FAILED_PRECONDITION  metadata: operation
   INTEGER_OVERFLOW     code OUT_OF_RANGE         metadata: operation
+  RESULT_TOO_LARGE     code FAILED_PRECONDITION  metadata: operation
   NOT_LEADER           code UNAVAILABLE          not applied; metadata: leader, address
   NO_LEADER            code UNAVAILABLE          not applied; retry
   SHUTTING_DOWN        code UNAVAILABLE          not applied; retry on another node
