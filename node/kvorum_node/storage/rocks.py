@@ -44,7 +44,7 @@ import threading
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 from weakref import WeakSet
 
 from rocksdict import (
@@ -106,8 +106,8 @@ class RocksEngine:
         self._fsync = fsync
         self._write_options = WriteOptions()
         if role is Role.STATE:
-            # The stub has a method where rocksdict has an attribute.
-            self._write_options.disable_wal = True  # type: ignore[method-assign, assignment]  # so
+            options: Any = self._write_options  # the stub has a method where there is an attribute
+            options.disable_wal = True
         self._write_number = 0
         self._scans: WeakSet[_Scan] = WeakSet()
         self._syncing = threading.Lock()
