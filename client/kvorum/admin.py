@@ -1,9 +1,17 @@
 """Operating a cluster: the Cluster service of its nodes, for the command line and for tests.
 
-A node is asked at its own address, and answers about itself, leader or not.
+    async with ClusterAdmin(["h1:7100", "h2:7100"]) as admin:
+        await admin.status("h2:7100")             asks one node about itself
+        await admin.survey()                      asks all that can be found
+        await admin.add_member("h4:7100")         asks the leader, wherever that is
+
+Rule of this file: a change of members is sent to the leader again only after an
+answer which says that it was not made.
 """
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -11,7 +19,15 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from kvorum.channels import connect
-from kvorum.errors import Closed, KvorumError, NoNodeReachable, Unavailable
+from kvorum.errors import (
+    Closed,
+    KvorumError,
+    MembershipChangeRefused,
+    NoLeader,
+    NoNodeReachable,
+    OutcomeUnknown,
+    Unavailable,
+)
 from kvorum.status import from_rpc_error
 from kvorumpb.v1 import cluster_pb2
 
@@ -22,6 +38,54 @@ STATUS_TIMEOUT_SECONDS: Final = 2.0
 TRANSFER_TIMEOUT_SECONDS: Final = 10.0
 CONTENT_HASH_TIMEOUT_SECONDS: Final = 60.0
 """The whole state is read."""
+MEMBERSHIP_TIMEOUT_SECONDS: Final = 30.0
+"""A new leader may have to be found first, and old and new voters must both agree."""
+PAUSE_SECONDS: Final = 0.1
+"""Between two looks for the leader."""
+
+Status = cluster_pb2.GetStatusResponse
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What the nodes of a cluster said."""
+
+    outcomes: Mapping[str, Status | KvorumError]
+    """An answer, or why there is none, by the address at which the node was asked."""
+
+    @property
+    def answers(self) -> dict[str, Status]:
+        return {
+            address: outcome
+            for address, outcome in self.outcomes.items()
+            if isinstance(outcome, Status)
+        }
+
+    @property
+    def leader(self) -> str | None:
+        """The address of the leader of the highest term: a deposed one may not know it yet."""
+        leading = {
+            status.term: address
+            for address, status in self.answers.items()
+            if status.role == cluster_pb2.LEADER
+        }
+        return leading[max(leading)] if leading else None
+
+    @property
+    def led_view(self) -> Status | None:
+        """The leader's answer."""
+        return None if self.leader is None else self.answers[self.leader]
+
+    @property
+    def best(self) -> Status | None:
+        """The leader's answer; without one, that of the node which knows the most."""
+        if self.led_view is not None:
+            return self.led_view
+        return max(
+            self.answers.values(),
+            key=lambda status: (status.commit_index, status.term),
+            default=None,
+        )
 
 
 class ClusterAdmin:
@@ -34,7 +98,7 @@ class ClusterAdmin:
 
     def __init__(self, addresses: Iterable[str] = ()) -> None:
         self.addresses: Final = tuple(addresses)
-        """host:port of the nodes, for the caller's convenience; others can be asked too."""
+        """host:port of nodes, through which the others and the leader are found."""
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._closed = False
 
@@ -49,6 +113,44 @@ class ClusterAdmin:
             cluster_pb2.GetStatusResponse,
             timeout=timeout,
         )
+
+    async def survey(self, *, timeout: float = STATUS_TIMEOUT_SECONDS) -> Survey:
+        """Ask the nodes at `addresses`, and the members that those name; never raises for a node.
+
+        Takes up to twice the timeout if nodes do not answer.
+        """
+
+        async def ask(address: str) -> tuple[str, Status | KvorumError]:
+            try:
+                return address, await self.status(address, timeout=timeout)
+            except KvorumError as error:
+                return address, error
+
+        given = Survey(dict(await asyncio.gather(*map(ask, self.addresses))))
+        members = {one.address for status in given.answers.values() for one in status.members}
+        others = sorted(members.difference(self.addresses))
+        return Survey({**given.outcomes, **dict(await asyncio.gather(*map(ask, others)))})
+
+    async def find_leader(self, *, timeout: float = MEMBERSHIP_TIMEOUT_SECONDS) -> str:
+        """Return the address of the node that leads, waiting for an election if there is one.
+
+        Raises:
+            NoNodeReachable: nobody answered in time.
+            NoLeader: nodes answered, and none of them led in time.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while True:
+            remaining = max(PAUSE_SECONDS, deadline - loop.time())
+            survey = await self.survey(timeout=min(STATUS_TIMEOUT_SECONDS, remaining))
+            if survey.leader is not None:
+                return survey.leader
+            if loop.time() >= deadline:
+                asked = tuple(survey.outcomes)
+                if not survey.answers:
+                    raise NoNodeReachable(f"no node answers: asked {', '.join(asked)}", nodes=asked)
+                raise NoLeader(f"no node leads: asked {', '.join(asked)}")
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def content_hash(
         self, address: str, *, timeout: float = CONTENT_HASH_TIMEOUT_SECONDS
@@ -79,6 +181,88 @@ class ClusterAdmin:
         )
         return response.leader
 
+    async def add_member(
+        self,
+        address: str,
+        *,
+        name: str = "",
+        learner: bool = False,
+        force: bool = False,
+        timeout: float = MEMBERSHIP_TIMEOUT_SECONDS,
+    ) -> str:
+        """Make the node that is to run at `address` a member, and return the name it gets.
+
+        It becomes a voter by itself once it has caught up, unless it is to stay a
+        `learner`. Like `promote_member` and `remove_member` this finds the leader, and
+        raises `MembershipChangeRefused` if the change must not be made; some of those
+        are made with `force`, at the risk that its message names.
+        """
+        request = cluster_pb2.AddMemberRequest(
+            address=address, name=name, learner=learner, force=force
+        )
+        response = await self._call_leader(
+            "AddMember", request, cluster_pb2.AddMemberResponse, timeout=timeout
+        )
+        return response.name
+
+    async def promote_member(
+        self, name: str, *, force: bool = False, timeout: float = MEMBERSHIP_TIMEOUT_SECONDS
+    ) -> None:
+        """Make the learner `name` a voter, and return once it is one."""
+        await self._call_leader(
+            "PromoteMember",
+            cluster_pb2.PromoteMemberRequest(name=name, force=force),
+            cluster_pb2.PromoteMemberResponse,
+            timeout=timeout,
+        )
+
+    async def remove_member(
+        self, name: str, *, force: bool = False, timeout: float = MEMBERSHIP_TIMEOUT_SECONDS
+    ) -> None:
+        """Let `name` be a member no longer, and return once that is decided.
+
+        The node stops by itself as soon as it learns of it.
+        """
+        try:
+            await self._call_leader(
+                "RemoveMember",
+                cluster_pb2.RemoveMemberRequest(name=name, force=force),
+                cluster_pb2.RemoveMemberResponse,
+                timeout=timeout,
+            )
+        except OutcomeUnknown:
+            # A leader that has removed itself may be gone before its answer is.
+            view = await self.status(await self.find_leader(timeout=timeout))
+            if any(member.name == name for member in view.members):
+                raise
+
+    async def wait_until_voter(
+        self, name: str, report: Callable[[cluster_pb2.Member, int], None]
+    ) -> None:
+        """Return once the member is a voter, and the members can be changed again.
+
+        Args:
+            report: is told, again and again while a leader is known, what the leader
+                says of the member, and how many entries it lacks. What it raises ends
+                the wait.
+
+        Raises:
+            MembershipChangeRefused: it is no member, or is not to become a voter.
+        """
+        while True:
+            view = (await self.survey()).led_view
+            if view is not None:
+                member = next((one for one in view.members if one.name == name), None)
+                if member is None:
+                    raise MembershipChangeRefused(f"{name} is no member")
+                is_voter = member.kind == cluster_pb2.Member.VOTER
+                if is_voter and not view.members_changing:
+                    return
+                report(member, max(0, view.last_index - member.match_index))
+                if not is_voter and not member.joining:
+                    raise MembershipChangeRefused(f"{name} stays a learner until it is promoted")
+            await asyncio.sleep(PAUSE_SECONDS)
+
     async def close(self) -> None:
         """Close the connections. Calls that are under way fail."""
         self._closed = True
@@ -96,6 +280,29 @@ class ClusterAdmin:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+    async def _call_leader(
+        self, method: str, request: RequestT, response_type: type[ResponseT], *, timeout: float
+    ) -> ResponseT:
+        """Make a call that only the leader carries out."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while True:
+            leader = await self.find_leader(timeout=deadline - loop.time())
+            try:
+                return await self._call(
+                    leader,
+                    method,
+                    request,
+                    response_type,
+                    write=True,
+                    timeout=max(PAUSE_SECONDS, deadline - loop.time()),
+                )
+            except Unavailable:
+                # It was not carried out: leadership has moved since, or is about to.
+                if loop.time() >= deadline:
+                    raise
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def _call(
         self,

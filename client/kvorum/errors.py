@@ -18,6 +18,8 @@
     │   ├── ShuttingDown
     │   ├── Overloaded
     │   └── NoNodeReachable
+    ├── MembershipChangeRefused the members cannot be changed so, or not now
+    ├── RemovedFromCluster      this node is no member any more
     ├── OutcomeUnknown          a write that may or may not be applied, now or later
     ├── DeadlineExceeded        time ran out; `maybe_applied` says whether a write is in doubt
     ├── Closed                  the store was closed
@@ -173,6 +175,28 @@ class NoNodeReachable(Unavailable):
     def __init__(self, message: str, *, nodes: Sequence[str]) -> None:
         super().__init__(message, nodes=",".join(nodes))
         self.nodes = tuple(nodes)
+
+
+class MembershipChangeRefused(KvorumError):
+    """The members stay as they are; the message says why they cannot be changed so, or not now.
+
+    Metadata: `endangers_quorum`, "true" or "false".
+    """
+
+    reason = "MEMBERSHIP_CHANGE_REFUSED"
+    code = Code.FAILED_PRECONDITION
+
+    @property
+    def endangers_quorum(self) -> bool:
+        """True if the change could be forced, and might leave the cluster without a majority."""
+        return self.metadata.get("endangers_quorum") == "true"
+
+
+class RemovedFromCluster(KvorumError):
+    """The node is no member of its cluster any more, and stops."""
+
+    reason = "REMOVED_FROM_CLUSTER"
+    code = Code.FAILED_PRECONDITION
 
 
 class OutcomeUnknown(KvorumError):

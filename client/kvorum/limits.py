@@ -40,6 +40,8 @@ MAX_BATCH_BYTES: Final = 1 * MIB
 MAX_BATCH_CALLS: Final = 128
 """In one message of a session: enough to share its price, few enough that the client, the
 network and the node work on several at a time."""
+MAX_SNAPSHOT_CHUNK_BYTES: Final = 1 * MIB
+"""A part of a group's state on its way to another node, and what is written of it at a time."""
 
 # What a node keeps in memory for its clients; beyond it answers `Overloaded`.
 MAX_UNCOMMITTED_BYTES: Final = 128 * MIB

@@ -1,4 +1,10 @@
-"""What a node is told: one frozen value, checked as a whole before anything starts."""
+"""What a node is told: one frozen value, checked as a whole before anything starts.
+
+How a node finds its cluster is said once, for its first start: either `cluster`, the
+same on every node that the cluster begins with, or `join`, for a node that was made a
+member later. From then on the data directory knows it, and follows the changes of
+members; both settings may stay or go.
+"""
 
 import hashlib
 import re
@@ -28,10 +34,14 @@ class NodeConfig(BaseModel):
     """host:port to serve clients and peers on."""
 
     advertise: str = ""
-    """host:port under which others reach this node; its entry in `cluster` if empty."""
+    """host:port under which others reach this node; if empty, its entry in `cluster`, or
+    `listen`. What is said to others is the address with which it was made a member."""
 
-    cluster: Mapping[str, str]
-    """The members by name, with their addresses: the same on every node, fixed at the start."""
+    cluster: Mapping[str, str] = Field(default_factory=dict[str, str])
+    """The members with which the cluster begins, by name, with their addresses."""
+
+    join: tuple[str, ...] = ()
+    """host:port of some members of a cluster that has made this node a member."""
 
     cluster_name: str = Field(default="kvorum", min_length=1)
     """Tells clusters apart that would have the same addresses: part of the cluster's id."""
@@ -73,11 +83,21 @@ class NodeConfig(BaseModel):
             raise ValueError("two members have the same address")
         return cluster
 
+    @field_validator("join")
+    @classmethod
+    def _are_addresses(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(check_address, addresses))
+
     @model_validator(mode="after")
     def _relations(self) -> Self:
-        if self.name not in self.cluster:
+        if self.cluster and self.join:
+            raise ValueError(
+                "cluster and join exclude each other: cluster is for the nodes that a cluster"
+                " begins with, join for one that was added to it"
+            )
+        if self.cluster and self.name not in self.cluster:
             raise ValueError(f"{self.name} is not among the members: {', '.join(self.cluster)}")
-        if self.advertise and self.advertise != self.cluster[self.name]:
+        if self.cluster and self.advertise and self.advertise != self.cluster[self.name]:
             raise ValueError(
                 f"advertise is {self.advertise}, but the cluster knows {self.name} as"
                 f" {self.cluster[self.name]}"
@@ -98,8 +118,14 @@ class NodeConfig(BaseModel):
         return {parse_name(name): address for name, address in self.cluster.items()}
 
     @property
+    def address(self) -> str:
+        """Where others are to reach this node."""
+        return self.advertise or self.cluster.get(self.name) or self.listen
+
+    @property
     def cluster_id(self) -> str:
-        """The same on every node, another one in every other cluster."""
+        """Of a cluster that begins with `cluster`: the same on each of those nodes, another
+        one in every other cluster. It never changes, whatever becomes of the members."""
         members = ",".join(f"n{node}={self.addresses[node]}" for node in sorted(self.addresses))
         text = f"{self.cluster_name}/{members}".encode()
         return hashlib.blake2b(text, digest_size=8, person=b"kvorum-cluster").hexdigest()

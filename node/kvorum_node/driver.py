@@ -14,11 +14,19 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from kvorum_node.group import Group
+from kvorum_node.members import removed_from_cluster
 from kvorum_node.raft.core import Ready
 from kvorum_node.raft.messages import Message
 from kvorum_node.raft.types import GroupId, Index, NodeId
+from kvorum_node.snapshots import Snapshots, Stream
 from kvorum_node.storage.data_directory import Storage
 from kvorum_node.storage.engine import Batch
+
+LOG_MAX_ENTRIES = 1_000_000
+"""Small entries cost memory by their number, about 8 bytes each."""
+
+_PATIENCE = 4
+"""So many times its bound a log may grow for a follower that still needs its beginning."""
 
 Send = Callable[[GroupId, Iterable[Message]], None]
 
@@ -27,15 +35,33 @@ class Driver:
     """Owns the groups' turns. `run` ends by `stop`, or with the error that made it impossible."""
 
     def __init__(
-        self, storage: Storage, *, send: Send, tick_seconds: float, log_max_bytes: int
+        self,
+        storage: Storage,
+        *,
+        send: Send,
+        stream: Stream,
+        tick_seconds: float,
+        log_max_bytes: int,
+        log_max_entries: int = LOG_MAX_ENTRIES,
     ) -> None:
+        """Make a driver without groups.
+
+        Args:
+            send: passes messages to peers, or loses them.
+            stream: carries a snapshot to a peer.
+            log_max_bytes, log_max_entries: beyond either, the older half of a log is dropped.
+        """
         self.groups: dict[GroupId, Group] = {}
+        self.snapshots = Snapshots(self, stream)
         self._storage = storage
         self._send = send
         self._tick_seconds = tick_seconds
         self._log_max_bytes = log_max_bytes
+        self._log_max_entries = log_max_entries
         self._wake = asyncio.Event()
         self._inbox: list[tuple[GroupId, Message]] = []
+        self._delivered: list[asyncio.Future[bool]] = []
+        self._failure: Exception | None = None
         self._lost: set[NodeId] = set()
         self._tick_due = True
         self._cutting: asyncio.Task[None] | None = None
@@ -53,9 +79,21 @@ class Driver:
         self._inbox.append((group, message))
         self._wake.set()
 
+    def deliver(self, group: GroupId, message: Message) -> asyncio.Future[bool]:
+        """As `receive`; true once the turn that takes it in is over, false if none will be."""
+        delivered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._delivered.append(delivered)
+        self.receive(group, message)
+        return delivered
+
     def unreachable(self, node: NodeId) -> None:
         """Messages to a peer were lost."""
         self._lost.add(node)
+        self._wake.set()
+
+    def fail(self, error: Exception) -> None:
+        """Let `run` raise the error after the turn under way; the first one counts."""
+        self._failure = self._failure or error
         self._wake.set()
 
     async def run(self) -> None:
@@ -63,6 +101,7 @@ class Driver:
 
         Raises:
             StorageError: the disk has failed, or the log holds what this version cannot apply.
+            RemovedFromCluster: a group goes on without this node.
         """
         loop = asyncio.get_running_loop()
         timer: asyncio.TimerHandle | None = None
@@ -78,6 +117,7 @@ class Driver:
                         group.tick(loop.time())
                 await self._turn()
                 self._cut_logs()
+                self._check_failure()
                 if not any(group.raft.has_ready() for group in self.groups.values()):
                     await self._wake.wait()
                 # Let in what has arrived: it shares the next turn.
@@ -91,6 +131,8 @@ class Driver:
             # From here on nobody would be answered.
             for group in self.groups.values():
                 group.close(why_ended)
+            _settle(self._delivered, carried_out=False)
+            await self.snapshots.close()
             if self._cutting is not None:
                 await self._cutting
 
@@ -105,15 +147,21 @@ class Driver:
         self._state_disk.shutdown()
 
     async def flush_state(self) -> None:
-        """Put everything that is applied on the disk: a restart then replays nothing."""
+        """Put everything that is applied or staged on the disk: a restart then replays nothing."""
         await asyncio.get_running_loop().run_in_executor(self._state_disk, self._storage.state.sync)
+
+    def _check_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def _on_timer(self) -> None:
         self._tick_due = True
         self._wake.set()
 
     async def _turn(self) -> None:
+        self.snapshots.report()
         inbox, self._inbox = self._inbox, []
+        delivered, self._delivered = self._delivered, []
         for group_id, message in inbox:
             if group_id in self.groups:
                 self.groups[group_id].raft.step(message)
@@ -125,10 +173,18 @@ class Driver:
         work = {
             group: group.raft.ready() for group in self.groups.values() if group.raft.has_ready()
         }
-        if work:
-            await self._carry_out(work)
+        try:
+            if work:
+                await self._carry_out(work)
+        except BaseException:
+            _settle(delivered, carried_out=False)
+            raise
+        _settle(delivered, carried_out=True)
         for group in self.groups.values():
             group.observe()
+            self.snapshots.observe(group)
+            if group.members.without_this_node:
+                self.fail(removed_from_cluster(group.raft.node))
 
     async def _carry_out(self, work: Mapping[Group, Ready]) -> None:
         """Obey the law of Ready (raft/core.py), for all groups together."""
@@ -146,33 +202,62 @@ class Driver:
         if synced is not None:
             await synced
         for group, ready in work.items():
+            group.install(ready)  # the log begins behind the old state now: nothing goes before
             self._send(group.id, ready.promises)
             group.apply(ready)
             group.raft.advance(ready)
+            for node in ready.snapshots_to:
+                self.snapshots.send(group, node)
 
     def _cut_logs(self) -> None:
-        """Keep the logs within their bound, beside the traffic: a flush takes a while."""
+        """Keep the logs within their bounds, beside the traffic: a flush takes a while."""
         if self._cutting is not None:
             if not self._cutting.done():
                 return
             self._cutting.result()
             self._cutting = None
         for group in self.groups.values():
-            if group.log.log_bytes() > self._log_max_bytes:
-                self._cutting = asyncio.create_task(self._cut_log(group))
+            through = self._cut_through(group)
+            if through is not None:
+                self._cutting = asyncio.create_task(self._cut_log(group, through))
                 return
 
-    async def _cut_log(self, group: Group) -> None:
-        """Drop the older half of a log, once the state has it.
+    def _cut_through(self, group: Group) -> Index | None:
+        """What a log beyond a bound is to be rid of, so that its newer half is left.
 
         The newer half stays, although the state has that too: what is dropped can not
-        be sent to a follower any more.
+        be sent to a follower any more, who would need the whole state then. For the
+        same reason a log waits for followers that are catching up: one that has just
+        been sent a snapshot would need another one at once, and so on for ever. But a
+        follower that is too slow must not fill the disk: there is a second bound.
         """
-        through = min(group.machine.applied, group.log.index_at_bytes(self._log_max_bytes // 2))
-        if through < group.log.first_index():
-            return
+        log = group.log
+        size = log.log_bytes(), log.last_index() + 1 - log.first_index()
+        bounds = self._log_max_bytes, self._log_max_entries
+        if not any(have > bound for have, bound in zip(size, bounds, strict=True)):
+            return None
+        wanted = through = max(
+            log.index_at_bytes(size[0] - bounds[0] // 2) if size[0] > bounds[0] else Index(0),
+            Index(log.last_index() - bounds[1] // 2) if size[1] > bounds[1] else Index(0),
+        )
+        through = min(through, group.machine.applied)
+        if not any(have > _PATIENCE * bound for have, bound in zip(size, bounds, strict=True)):
+            through = min(through, self.snapshots.kept_from(group), group.needed_after())
+        # Each cut costs a flush of the state: few that drop much, instead of many that drop little.
+        worthwhile = (through + 1 - log.first_index()) * 2 >= wanted + 1 - log.first_index()
+        return through if worthwhile else None
+
+    async def _cut_log(self, group: Group, through: Index) -> None:
+        """Drop the older part of a log, once the state has it."""
         await self.flush_state()
+        if through < group.log.first_index():
+            return  # a snapshot has replaced the log meanwhile
         batch = Batch()
-        group.log.cut(batch, Index(through))
+        group.log.cut(batch, through)
         self._storage.log.write(batch)
         group.logger.info("has cut the log through %d", through)
+
+
+def _settle(delivered: Iterable[asyncio.Future[bool]], *, carried_out: bool) -> None:
+    for one in delivered:
+        one.set_result(carried_out)

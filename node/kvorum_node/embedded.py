@@ -5,10 +5,11 @@ cluster, and without a network. In memory it keeps its promises as long as the
 process lives; on a directory, an acknowledged write is on the disk.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kvorum_node.node import Node, Timing
+from kvorum.errors import DataDirectoryMismatch
+from kvorum_node.node import Node, Timing, listing
 from kvorum_node.raft.types import NodeId
 from kvorum_node.storage.data_directory import Identity, Storage
 from kvorumpb.v1.kv_pb2 import Call, Reply
@@ -35,12 +36,9 @@ class EmbeddedNode:
         else:
             storage = Storage.open(directory, None)
         try:
-            node = Node(
-                storage,
-                {storage.identity.node_id: ""},
-                timing=Timing(),
-                log_max_bytes=_LOG_MAX_BYTES,
-            )
+            alone = {storage.identity.node_id: ""}
+            node = Node(storage, alone, timing=Timing(), log_max_bytes=_LOG_MAX_BYTES)
+            _refuse_members(node, alone)
         except BaseException:
             storage.close()
             raise
@@ -55,3 +53,12 @@ class EmbeddedNode:
     async def close(self) -> None:
         """Finish what is under way, flush, and release the directory."""
         await self._node.stop()
+
+
+def _refuse_members(node: Node, alone: Mapping[NodeId, str]) -> None:
+    """A node that has peers must not go on without them."""
+    if node.group.addresses != alone:
+        raise DataDirectoryMismatch(
+            f"the data directory belongs to {node} of a cluster with the members"
+            f" {listing(node.group.addresses)}: it cannot be opened as a store of its own"
+        )

@@ -8,13 +8,14 @@ file keeps the two together:
 
 Every future is resolved exactly once: with a result, or with an error that says
 whether the write may have been applied. Nothing here awaits; the driver calls
-`stage` before it takes a Ready, and `apply` when it carries one out.
+`stage` before it takes a Ready, and `save`, `install` and `apply` when it carries
+one out. Who waits for a change of members is in members.py.
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,9 @@ from kvorum.errors import (
     ShuttingDown,
 )
 from kvorum_node.machine import Machine
+from kvorum_node.members import ChangeOfMembers, Members
 from kvorum_node.raft.candidate import Candidate
+from kvorum_node.raft.configuration import Change
 from kvorum_node.raft.core import Raft, Ready
 from kvorum_node.raft.follower import Follower
 from kvorum_node.raft.leader import Leader
@@ -100,7 +103,6 @@ class Group:
         machine: Machine,
         log: RaftLogStore,
         *,
-        addresses: dict[NodeId, str],
         clock_ms: Callable[[], int],
         wake: Callable[[], None],
     ) -> None:
@@ -108,16 +110,17 @@ class Group:
         self.raft = raft
         self.machine = machine
         self.log = log
-        self.addresses = addresses
+        self.members = Members(raft, log, machine, not_leader=self.not_leader)
         self.logger = _GroupLogger(self)
         self.leadership_changed: Callable[[], None] = lambda: None
+        self.members_changed: Callable[[], None] = lambda: None
         self._clock_ms = clock_ms
         self._wake = wake
         self._waiters = _Waiters()
         self._next_read = 0
-        self._laggards: set[NodeId] = set()
         self._closed_because: str | None = None
         self._seen: tuple[Term, NodeId | None, Role.ValueType] = (Term(0), None, Role.FOLLOWER)
+        self._configurations = (raft.configuration, raft.committed_configuration)
         self._ticks_since_lead = 0
 
     # What clients want.
@@ -156,6 +159,15 @@ class Group:
         self._wake()
         return future
 
+    def change_members(
+        self, changes: Sequence[Change], *, force: bool, deadline: float
+    ) -> ChangeOfMembers:
+        """Change the members, as Members.change."""
+        self._require_leader()
+        future = self.members.change(changes, force=force, deadline=deadline)
+        self._wake()
+        return future
+
     # What the driver calls.
 
     def stage(self) -> None:
@@ -177,10 +189,24 @@ class Group:
 
     def save(self, batch: Batch, ready: Ready) -> None:
         """Add what the Ready wants on the disk."""
+        if ready.snapshot is not None:
+            self.log.restore(batch, ready.snapshot.last, ready.snapshot.configuration)
         if ready.entries:
             self.log.append(batch, ready.entries)
         if ready.hard_state is not None:
             self.log.save_hard_state(batch, ready.hard_state)
+
+    def install(self, ready: Ready) -> None:
+        """Let the state that was received be the state, if the Ready says so."""
+        if ready.snapshot is None:
+            return
+        last = ready.snapshot.last
+        self.machine.install(last.index)
+        self.logger.info("goes on from the snapshot at %s", last)
+        proposals = self._waiters.proposals
+        for index in [index for index in proposals if index <= last.index]:
+            _in_doubt(proposals.pop(index), "the state of another node was taken over")
+        self._refuse_replaced(last.term)
 
     def apply(self, ready: Ready) -> None:
         """Apply what is committed, and answer whoever waits for it."""
@@ -197,7 +223,9 @@ class Group:
         self._answer_reads(ready.reads)
 
     def observe(self) -> None:
-        """Notice a change of role, leader or term: log it, and settle what it settles."""
+        """Notice a change of members, role, leader or term: log it, and settle what it settles."""
+        self.members.settle()
+        self._observe_members()
         raft = self.raft
         seen = (raft.term, raft.leader, self.role)
         if seen == self._seen:
@@ -216,6 +244,16 @@ class Group:
                 self.logger.info("knows no leader")
         self.leadership_changed()
 
+    def _observe_members(self) -> None:
+        raft = self.raft
+        holding, committed = self._configurations
+        if holding is raft.configuration and committed is raft.committed_configuration:
+            return
+        if holding != raft.configuration:
+            self.logger.info("members are now %s", raft.configuration)
+        self._configurations = (raft.configuration, raft.committed_configuration)
+        self.members_changed()
+
     def tick(self, now: float) -> None:
         self.raft.tick()
         self._expire(now)
@@ -224,7 +262,6 @@ class Group:
             # By now another leader has committed or replaced them, but where this node
             # hears no leader it cannot know which.
             self._abandon("the leader was lost before it could say")
-        self._warn_of_laggards()
 
     def close(self, why: str) -> None:
         """Settle everything that still waits, and take nothing more."""
@@ -234,8 +271,25 @@ class Group:
         self._waiters.queued_bytes = 0
         self._fail_all_reads()
         self._abandon(f"the node stopped before the write was committed: {why}")
+        self.members.close(why)
 
     # What others ask.
+
+    @property
+    def addresses(self) -> Mapping[NodeId, str]:
+        """Where the members are, as far as this node knows: host:port."""
+        return self.members.addresses
+
+    def needed_after(self) -> Index:
+        """The log after it is still needed by a follower that is alive, and catching up."""
+        role = self.raft.role
+        progress = role.progress.values() if isinstance(role, Leader) else ()
+        reached = [
+            one.match if one.state is ProgressState.REPLICATE else Index(one.next - 1)
+            for one in progress
+            if one.recently_active and one.state is not ProgressState.SNAPSHOT
+        ]
+        return min(reached, default=self.machine.applied)
 
     @property
     def role(self) -> Role.ValueType:
@@ -268,27 +322,16 @@ class Group:
         leader = self.raft.leader
         if leader is None or leader == self.raft.node:
             return NoLeader(f"{node_name(self.raft.node)} knows no leader now; an election is due")
+        address = self.addresses.get(leader)
+        if address is None:  # of a configuration that has not got here
+            return NoLeader(
+                f"{node_name(self.raft.node)} does not know yet where {node_name(leader)} is"
+            )
         return NotLeader(
             f"{node_name(self.raft.node)} does not lead; {node_name(leader)} does",
             leader=node_name(leader),
-            address=self.addresses[leader],
+            address=address,
         )
-
-    def _warn_of_laggards(self) -> None:
-        """Say once a term which followers are too far behind to catch up."""
-        if not isinstance(self.raft.role, Leader):
-            self._laggards.clear()
-            return
-        for member, progress in self.raft.role.progress.items():
-            if progress.state is ProgressState.SNAPSHOT and member not in self._laggards:
-                self._laggards.add(member)
-                self.logger.warning(
-                    "knows of %s through %d, and its own log begins with %d: %s cannot catch up",
-                    node_name(member),
-                    progress.match,
-                    self.raft.log.first_index,
-                    node_name(member),
-                )
 
     def _require_leader(self) -> None:
         if self._closed_because is not None or not isinstance(self.raft.role, Leader):
@@ -342,6 +385,7 @@ class Group:
                 read.future.set_exception(
                     DeadlineExceeded("no majority has confirmed the leader in time")
                 )
+        self.members.expire(now)
 
     def _refuse(self, submissions: Sequence[_Submission]) -> None:
         _fail(submissions, self.not_leader)

@@ -1,6 +1,7 @@
 """The server process: one node behind one gRPC port, from its first line to its last.
 
-    start      open the data directory, bind the port, take part
+    start      find out which cluster this is, at the first start from the settings, then
+               from the data directory; open that, bind the port, take part
     SIGTERM    say so to the health service, hand leadership over, let the calls under
                way finish, flush, close; a second signal skips the courtesies
     failure    a disk that cannot be trusted ends the process with a message, status 1
@@ -20,13 +21,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kvorum import limits
-from kvorum.errors import KvorumError
+from kvorum.errors import DataDirectoryMismatch, KvorumError
 from kvorum_node import logs
 from kvorum_node.config import NodeConfig
+from kvorum_node.joining import first_identity
 from kvorum_node.node import Node, Timing
 from kvorum_node.raft.leader import Leader
 from kvorum_node.services import cluster, kv, peers
-from kvorum_node.storage.data_directory import Identity, Storage
+from kvorum_node.storage.data_directory import Identity, Storage, stored_identity
 from kvorumpb.v1 import cluster_pb2, kv_pb2, raft_pb2  # noqa: F401 - reflection describes them
 
 GRACE_SECONDS = 2.0
@@ -75,20 +77,25 @@ async def serve(config: NodeConfig) -> None:
 
     Raises:
         StorageError: the data directory cannot be used, or the disk failed.
+        DataDirectoryMismatch: it is of another node, or was embedded in a program.
         AddressInUse: the port is taken.
+        CannotJoin: the data directory is new, and no cluster takes the node.
+        RemovedFromCluster: the cluster has removed the node.
     """
-    storage = Storage.open(
-        config.data_dir,
-        Identity(cluster_id=config.cluster_id, node_id=config.node_id),
-        fsync=config.fsync,
-    )
+    found = stored_identity(config.data_dir)
+    if found is None:
+        identity = await first_identity(config)
+    else:
+        identity = Identity(found.cluster_id, config.node_id)
+    storage = Storage.open(config.data_dir, identity, fsync=config.fsync)
     try:
         node = Node(
             storage,
-            config.addresses,
+            config.addresses or None,
             timing=Timing(config.tick_ms / 1000, config.election_timeout_ms / 1000),
             log_max_bytes=config.log_max_bytes,
         )
+        _refuse_embedded(node, config)
     except BaseException:
         storage.close()
         raise
@@ -129,6 +136,16 @@ async def serve(config: NodeConfig) -> None:
     logger.info("%s has stopped", node)
 
 
+def _refuse_embedded(node: Node, config: NodeConfig) -> None:
+    """Nobody could find a leader that has no address."""
+    if node.group.raft.configuration.addresses.get(node.id) == "":
+        command = f"kvorum recover --data-dir {config.data_dir} --force-new-cluster"
+        raise DataDirectoryMismatch(
+            f"{config.data_dir} is a store that was embedded in a program. To serve it as a"
+            f" cluster, run `{command} --advertise {config.address}` first: that loses nothing"
+        )
+
+
 def _bind(server: grpc.aio.Server, config: NodeConfig) -> None:
     try:
         server.add_insecure_port(config.listen)
@@ -166,7 +183,9 @@ async def _until_told_to_stop(node: Node, healthy: health.aio.HealthServicer) ->
 
 async def _leave(node: Node) -> None:
     """Hand leadership over, and let the calls under way finish."""
-    if isinstance(node.group.raft.role, Leader) and len(node.group.addresses) > 1:
+    if isinstance(node.group.raft.role, Leader) and node.group.raft.configuration.voters - {
+        node.id
+    }:
         try:
             leader = await node.transfer_leadership(None)
             logger.info("%s has handed leadership to n%d", node, leader)

@@ -4,29 +4,41 @@ Each peer has two *lanes*, each with a connection of its own: one for log entrie
 and one for everything else, so that no entry, however large, delays a heartbeat.
 A lane holds a bounded number of messages: what does not fit is dropped and
 reported, and Raft sends it again when it makes sense. Nothing here blocks the
-driver.
+driver. A snapshot travels on a connection of its own, too.
+
+Peers come and go: there are lanes to the members, and to whoever has introduced
+itself as a peer (`meet`). A node that joins, or has been away, is written to by
+members of which its own log does not know yet; without an answer it would never
+come to know them.
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
 import grpc
 import grpc.aio
 
 from kvorum import limits
 from kvorum.channels import connect
+from kvorum.errors import RemovedFromCluster
+from kvorum.status import from_rpc_error
 from kvorum_node import wire
 from kvorum_node.raft.messages import AppendEntries, Message
-from kvorum_node.raft.types import GroupId, NodeId, node_name
+from kvorum_node.raft.types import GroupId, Index, NodeId, node_name
+from kvorum_node.snapshots import Chunk, Header, SnapshotFailed
 from kvorumpb.v1 import raft_pb2
 
 STREAM_METHOD = "/kvorumpb.v1.Raft/Stream"
+SNAPSHOT_METHOD = "/kvorumpb.v1.Raft/InstallSnapshot"
 
 _MAX_LANE_MESSAGES = 1024
 _RECONNECT_SECONDS = 0.1
 _REFUSED_SECONDS = 5.0
+_FAREWELL_SECONDS = 1.0
+"""How long a stop waits until what is queued has left: a leader may have asked for its successor's
+election."""
 
 logger = logging.getLogger("kvorum.node")
 
@@ -36,17 +48,41 @@ class Transport:
         self,
         node: NodeId,
         cluster_id: str,
-        addresses: Mapping[NodeId, str],
         *,
         unreachable: Callable[[NodeId], None],
+        removed: Callable[[], None],
     ) -> None:
+        """Make a transport without peers.
+
+        Args:
+            unreachable: called when messages to a peer were lost.
+            removed: called when a peer says that this node was removed.
+        """
+        self._node = node
+        self._cluster_id = cluster_id
+        self._unreachable = unreachable
+        self._removed = removed
+        self._members: Mapping[NodeId, str] = {}
+        self._met: dict[NodeId, str] = {}
         self._lanes: dict[tuple[NodeId, bool], _Lane] = {}
-        for peer, address in addresses.items():
-            if peer != node:
-                hello = raft_pb2.PeerHello(cluster_id=cluster_id, sender=node, recipient=peer)
-                for entries in (False, True):
-                    self._lanes[peer, entries] = _Lane(peer, address, hello, unreachable)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._running = False
+        self._farewells: set[asyncio.Task[None]] = set()
+
+    def follow(self, members: Mapping[NodeId, str]) -> None:
+        """These are the members now. May be called before `start`."""
+        self._met = {
+            node: address
+            for node, address in self._met.items()
+            if node not in members and node not in self._members
+        }
+        self._members = dict(members)
+        self._adjust_lanes()
+
+    def meet(self, peer: NodeId, address: str) -> None:
+        """A peer of the same cluster has introduced itself: answers have a way from now on."""
+        if address and peer != self._node and peer not in self._members:
+            self._met[peer] = address
+            self._adjust_lanes()
 
     def send(self, group: GroupId, messages: Iterable[Message]) -> None:
         """Pass messages on; they may be lost."""
@@ -55,14 +91,80 @@ class Transport:
             if lane is not None:
                 lane.put(group, message)
 
+    async def send_snapshot(
+        self, peer: NodeId, header: Header, chunks: AsyncIterator[Chunk]
+    ) -> Index:
+        """Carry a snapshot to a peer: a snapshots.Stream."""
+        address = self._addresses.get(peer)
+        if address is None:
+            raise SnapshotFailed(f"{node_name(peer)} is no member any more")
+        async with connect(address) as channel:
+            call = channel.stream_unary(
+                SNAPSHOT_METHOD,
+                request_serializer=raft_pb2.SnapshotMessage.SerializeToString,
+                response_deserializer=raft_pb2.InstallSnapshotResponse.FromString,
+            )()
+            try:
+                try:
+                    await call.write(wire.encode_header(header, self._hello(peer)))
+                    async for chunk in chunks:
+                        await call.write(wire.encode_chunk(chunk))
+                    await call.done_writing()
+                except asyncio.InvalidStateError:
+                    pass  # the peer has answered before the end: it has no need, or no use for it
+                return Index((await call).index)
+            except grpc.aio.AioRpcError as error:
+                raise SnapshotFailed(error.details() or error.code().name) from error
+            finally:
+                call.cancel()
+
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(lane.run()) for lane in self._lanes.values()]
+        self._running = True
+        for lane in self._lanes.values():
+            lane.start()
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
+        """Let what is queued leave, if it can within a moment, and close everything."""
+        self._running = False
+        self._members, self._met = {}, {}
+        self._adjust_lanes()
+        await asyncio.gather(*self._farewells)
+
+    @property
+    def _addresses(self) -> dict[NodeId, str]:
+        return {**self._met, **self._members}
+
+    def _hello(self, peer: NodeId) -> raft_pb2.PeerHello:
+        return raft_pb2.PeerHello(
+            cluster_id=self._cluster_id,
+            sender=self._node,
+            recipient=peer,
+            address=self._members.get(self._node, ""),
+        )
+
+    def _adjust_lanes(self) -> None:
+        """Have two lanes to each peer, and none to anybody else."""
+        wanted = {
+            (peer, entries): address
+            for peer, address in self._addresses.items()
+            for entries in (False, True)
+            if peer != self._node
+        }
+        for key, lane in tuple(self._lanes.items()):
+            if wanted.get(key) != lane.address:
+                del self._lanes[key]
+                farewell = asyncio.create_task(lane.stop()) if lane.is_running else None
+                if farewell is not None:
+                    self._farewells.add(farewell)
+                    farewell.add_done_callback(self._farewells.discard)
+        for key, address in wanted.items():
+            if key not in self._lanes:
+                peer, _ = key
+                self._lanes[key] = lane = _Lane(
+                    peer, address, self._hello, unreachable=self._unreachable, removed=self._removed
+                )
+                if self._running:
+                    lane.start()
 
 
 class _Lane:
@@ -72,16 +174,25 @@ class _Lane:
         self,
         peer: NodeId,
         address: str,
-        hello: raft_pb2.PeerHello,
+        hello: Callable[[NodeId], raft_pb2.PeerHello],
+        *,
         unreachable: Callable[[NodeId], None],
+        removed: Callable[[], None],
     ) -> None:
+        self.address = address
         self._peer = peer
-        self._address = address
         self._hello = hello
         self._unreachable = unreachable
+        self._removed = removed
         self._queue: deque[tuple[GroupId, Message]] = deque()
         self._filled = asyncio.Event()
         self._connected = False
+        self._ending = False
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def is_running(self) -> bool:
+        return self._task is not None
 
     def put(self, group: GroupId, message: Message) -> None:
         if not self._connected or len(self._queue) >= _MAX_LANE_MESSAGES:
@@ -90,29 +201,51 @@ class _Lane:
         self._queue.append((group, message))
         self._filled.set()
 
-    async def run(self) -> None:
-        """Keep a stream open for as long as the node runs."""
-        while True:
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """End the stream, after what is queued if the peer takes it at once."""
+        assert self._task is not None  # noqa: S101 - a lane that was not started has no stream
+        self._ending = True
+        self._filled.set()
+        if self._connected:
+            await asyncio.wait([self._task], timeout=_FAREWELL_SECONDS)
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        """Keep a stream open until the lane is stopped."""
+        while not self._ending:
             refused = False
-            async with connect(self._address) as channel:
+            async with connect(self.address) as channel:
                 try:
                     await self._pump(channel)
                 except grpc.aio.AioRpcError as error:
-                    refused = error.code() is grpc.StatusCode.FAILED_PRECONDITION
-                    if refused:
-                        logger.error(
-                            "%s at %s refuses this node: %s",
-                            node_name(self._peer),
-                            self._address,
-                            error.details(),
-                        )
+                    refused = self._take_refusal(error)
             self._connected = False
             self._queue.clear()
-            self._unreachable(self._peer)
-            await asyncio.sleep(_REFUSED_SECONDS if refused else _RECONNECT_SECONDS)
+            if not self._ending:
+                self._unreachable(self._peer)
+                await asyncio.sleep(_REFUSED_SECONDS if refused else _RECONNECT_SECONDS)
+
+    def _take_refusal(self, error: grpc.aio.AioRpcError) -> bool:
+        """Returns whether the peer wants nothing from this node."""
+        if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
+            return False
+        if isinstance(from_rpc_error(error), RemovedFromCluster):
+            self._removed()
+        else:
+            logger.error(
+                "%s at %s refuses this node: %s",
+                node_name(self._peer),
+                self.address,
+                error.details(),
+            )
+        return True
 
     async def _pump(self, channel: grpc.aio.Channel) -> None:
-        """Send until the stream breaks. Returns, or raises AioRpcError."""
+        """Send until the stream breaks, or the lane ends. Returns, or raises AioRpcError."""
         call = channel.stream_unary(
             STREAM_METHOD,
             request_serializer=raft_pb2.PeerMessage.SerializeToString,
@@ -122,13 +255,17 @@ class _Lane:
         # message to a peer that came back, a request for its vote perhaps, would be lost.
         call.add_done_callback(lambda _: self._filled.set())
         try:
-            await call.write(raft_pb2.PeerMessage(hello=self._hello))
+            await call.write(raft_pb2.PeerMessage(hello=self._hello(self._peer)))
             self._connected = True
-            while True:
+            while self._queue or not self._ending:
                 if not self._queue:
                     self._filled.clear()
                     await self._filled.wait()
+                    if self._ending:
+                        continue
                 await call.write(self._next_message())
+            await call.done_writing()
+            await call
         except asyncio.InvalidStateError:
             await call  # the peer ended the stream: let its status speak
         finally:

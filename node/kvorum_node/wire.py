@@ -1,12 +1,15 @@
-"""Raft messages and their protobuf twins: the only place that knows both.
+"""Raft messages and snapshots, and their protobuf twins: the only place that knows both.
 
-Rules: nothing is decided here, and every message survives the round trip.
+Rules: nothing is decided here, and everything survives the round trip. One message
+has no wire form: InstallSnapshot is what the recipient's own node makes of a stream.
 """
 
 from typing import assert_never
 
 from kvorum_node.raft import messages as raft
+from kvorum_node.raft.configuration import Configuration
 from kvorum_node.raft.types import Entry, EntryKind, GroupId, Index, NodeId, Position, Term
+from kvorum_node.snapshots import Chunk, Header
 from kvorumpb.v1 import raft_pb2 as pb
 
 
@@ -121,3 +124,38 @@ def _decode_append_entries(wire: pb.RaftMessage) -> raft.AppendEntries:
         ),
         commit=Index(append.commit),
     )
+
+
+def encode_header(header: Header, hello: pb.PeerHello) -> pb.SnapshotMessage:
+    return pb.SnapshotMessage(
+        header=pb.SnapshotHeader(
+            hello=hello,
+            group=header.group,
+            term=header.term,
+            last_index=header.last.index,
+            last_term=header.last.term,
+            configuration=header.configuration.encode(),
+        )
+    )
+
+
+def decode_header(wire: pb.SnapshotHeader) -> Header:
+    """Raises google.protobuf.message.DecodeError if its configuration is none."""
+    return Header(
+        group=GroupId(wire.group),
+        sender=NodeId(wire.hello.sender),
+        recipient=NodeId(wire.hello.recipient),
+        term=Term(wire.term),
+        last=Position(Index(wire.last_index), Term(wire.last_term)),
+        configuration=Configuration.decode(wire.configuration),
+    )
+
+
+def encode_chunk(chunk: Chunk) -> pb.SnapshotMessage:
+    return pb.SnapshotMessage(
+        chunk=pb.SnapshotChunk(data=chunk.data, checksum=chunk.checksum, last=chunk.last)
+    )
+
+
+def decode_chunk(wire: pb.SnapshotChunk) -> Chunk:
+    return Chunk(wire.data, wire.checksum, last=wire.last)

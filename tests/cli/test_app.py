@@ -9,7 +9,10 @@ import pytest
 from kvorum.cli import data
 from tests.support.command_line import kvorum
 
-COMMANDS = ("get", "put", "delete", "list", "add", "status", "import", "export", "node", "cluster")
+COMMANDS = (
+    *("get", "put", "delete", "list", "add", "status", "import", "export"),
+    *("node", "cluster", "member", "recover"),
+)
 
 
 def test_help_names_every_command() -> None:
@@ -39,6 +42,9 @@ def test_the_version_is_that_of_the_package() -> None:
         ["add", "k", "many"],
         ["cluster", "up", "--nodes", "0"],
         ["cluster", "up", "--base-port", "70000"],
+        ["member", "add"],
+        ["member", "add", "h4:7100", "--learner", "--wait"],
+        ["recover"],
     ],
 )
 def test_wrong_usage_is_status_2(arguments: list[str]) -> None:

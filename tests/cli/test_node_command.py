@@ -56,7 +56,8 @@ def test_there_is_a_flag_for_every_setting(started: list[NodeConfig]) -> None:
         "log_level": "debug",
         "log_format": "json",
     }
-    assert set(values) == set(NodeConfig.model_fields)
+    # Either of the two that exclude each other.
+    assert {*values, "join"} == set(NodeConfig.model_fields)
     flags = [
         part
         for name, value in values.items()
@@ -65,6 +66,14 @@ def test_there_is_a_flag_for_every_setting(started: list[NodeConfig]) -> None:
     ]
     assert kvorum("node", "n1", *flags).err == ""
     assert all(name in started[0].model_fields_set for name in values)
+
+
+def test_a_node_that_joins_is_told_some_members(started: list[NodeConfig]) -> None:
+    own = ["n4", "--data-dir", "d", "--listen", "127.0.0.1:7104"]
+    kvorum("node", *own, "--join", "127.0.0.1:7101, 127.0.0.1:7102")
+    [config] = started
+    assert config.join == ("127.0.0.1:7101", "127.0.0.1:7102")
+    assert config.cluster == {}
 
 
 def test_a_flag_wins_over_a_variable_and_a_variable_over_the_file(
@@ -108,7 +117,6 @@ def test_each_problem_is_one_line(started: list[NodeConfig]) -> None:
     assert refuse("n1").err.splitlines() == [
         "error: data_dir: is required",
         "error: listen: is required",
-        "error: cluster: is required",
     ]
     assert started == []
 
@@ -126,6 +134,8 @@ def test_each_problem_is_one_line(started: list[NodeConfig]) -> None:
         (["--cluster", "n1"], "error: cluster: 'n1' is not of the form name=host:port"),
         (["--cluster", "n1=a:1,n1=b:1"], "error: cluster: n1 is given twice"),
         (["--cluster", "n2=127.0.0.1:7102"], "error: n1 is not among the members: n2"),
+        (["--join", "127.0.0.1:7102"], "error: cluster and join exclude each other"),
+        (["--join", "nonsense"], "error: join: 'nonsense' is no address"),
     ],
 )
 def test_what_is_wrong_is_said(

@@ -1,7 +1,8 @@
-"""Asking a node about itself."""
+"""Asking a node about itself, all nodes about each other, and the leader for a change."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -9,33 +10,63 @@ import grpc.aio
 import pytest
 from google.protobuf.message import Message
 
-from kvorum import Closed, DeadlineExceeded, KvorumError, NoNodeReachable, NotLeader
+from kvorum import (
+    Closed,
+    DeadlineExceeded,
+    KvorumError,
+    MembershipChangeRefused,
+    NoLeader,
+    NoNodeReachable,
+    NotLeader,
+    OutcomeUnknown,
+)
 from kvorum.admin import ClusterAdmin
 from kvorum.status import DETAILS_KEY, to_status
 from kvorumpb.v1 import cluster_pb2
 
+Answer = Message | KvorumError | None
+"""What a method returns, raises, or never does."""
+
+METHODS = (
+    "GetStatus",
+    "GetContentHash",
+    "TransferLeadership",
+    "AddMember",
+    "PromoteMember",
+    "RemoveMember",
+)
+
 
 class FakeCluster:
-    """Answers every method of the Cluster service with what it is given."""
+    """Answers the methods of the Cluster service with what it is given."""
 
     def __init__(self) -> None:
-        self.answer: Message | KvorumError | None = None
+        self.answer: Answer = None
+        self.answers: dict[str, Callable[[], Answer]] = {}
+        """For a method, in place of `answer`."""
         self.requests: list[Message] = []
         self.address = ""
 
     async def serve(self, request: Message, context: Any) -> Message:
         self.requests.append(request)
-        if isinstance(self.answer, KvorumError):
-            details = ((DETAILS_KEY, to_status(self.answer).SerializeToString()),)
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "x", trailing_metadata=details)
-        if self.answer is None:
+        method = type(request).__name__.removesuffix("Request")
+        answer = self.answers.get(method, lambda: self.answer)()
+        if isinstance(answer, KvorumError):
+            status = to_status(answer)
+            code = {code.value[0]: code for code in grpc.StatusCode}[status.code]
+            details = ((DETAILS_KEY, status.SerializeToString()),)
+            await context.abort(code, status.message, trailing_metadata=details)
+        if answer is None:
             await asyncio.Event().wait()
-        assert isinstance(self.answer, Message)
-        return self.answer
+        assert isinstance(answer, Message)
+        return answer
+
+    def asked(self, kind: type[Message]) -> list[Message]:
+        return [request for request in self.requests if isinstance(request, kind)]
 
 
-@pytest.fixture
-async def node() -> AsyncIterator[FakeCluster]:
+@asynccontextmanager
+async def serving() -> AsyncIterator[FakeCluster]:
     fake = FakeCluster()
     server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
     handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
@@ -44,14 +75,49 @@ async def node() -> AsyncIterator[FakeCluster]:
             request_deserializer=getattr(cluster_pb2, f"{name}Request").FromString,
             response_serializer=getattr(cluster_pb2, f"{name}Response").SerializeToString,
         )
-        for name in ("GetStatus", "GetContentHash", "TransferLeadership")
+        for name in METHODS
     }
     handler = grpc.method_handlers_generic_handler("kvorumpb.v1.Cluster", handlers)
     server.add_generic_rpc_handlers((handler,))
     fake.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
-    yield fake
-    await server.stop(None)
+    try:
+        yield fake
+    finally:
+        await server.stop(None)
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[FakeCluster]:
+    async with serving() as fake:
+        yield fake
+
+
+@pytest.fixture
+async def three() -> AsyncIterator[list[FakeCluster]]:
+    """n1, n2 and n3: n2 leads."""
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(serving()) for _ in range(3)]
+        for number in range(3):
+            describe(nodes, number, leads=number == 1)
+        yield nodes
+
+
+def describe(nodes: list[FakeCluster], number: int, *, leads: bool, term: int = 7) -> None:
+    """Let the node give a status that names all of them."""
+    members = [
+        cluster_pb2.Member(name=f"n{n}", address=node.address, kind=cluster_pb2.Member.VOTER)
+        for n, node in enumerate(nodes, 1)
+    ]
+    status = cluster_pb2.GetStatusResponse(
+        name=f"n{number + 1}",
+        role=cluster_pb2.LEADER if leads else cluster_pb2.FOLLOWER,
+        term=term,
+        commit_index=number,
+        last_index=10,
+        members=members,
+    )
+    nodes[number].answers["GetStatus"] = lambda: status
 
 
 async def test_status(node: FakeCluster) -> None:
@@ -80,6 +146,155 @@ async def test_a_node_that_does_not_lead_says_so(node: FakeCluster) -> None:
         with pytest.raises(NotLeader) as caught:
             await admin.transfer_leadership(node.address)
     assert caught.value.metadata == {"leader": "n2", "address": "h2:7100"}
+
+
+# All nodes.
+
+
+async def test_a_survey_asks_the_members_that_the_given_nodes_name(
+    three: list[FakeCluster],
+) -> None:
+    async with ClusterAdmin([three[2].address]) as admin:
+        survey = await admin.survey()
+    assert {status.name for status in survey.answers.values()} == {"n1", "n2", "n3"}
+    assert next(iter(survey.outcomes)) == three[2].address
+    assert survey.leader == three[1].address
+    assert survey.best is not None
+    assert survey.best.name == "n2"
+
+
+async def test_a_survey_says_who_did_not_answer(three: list[FakeCluster]) -> None:
+    three[1].answers["GetStatus"] = lambda: None
+    async with ClusterAdmin([three[0].address]) as admin:
+        survey = await admin.survey(timeout=0.2)
+    assert isinstance(survey.outcomes[three[1].address], DeadlineExceeded)
+    assert survey.leader is None
+    assert survey.best is not None
+    assert survey.best.name == "n3"  # it knows of the most commits
+
+
+async def test_the_leader_of_the_highest_term_is_believed(three: list[FakeCluster]) -> None:
+    describe(three, 0, leads=True, term=6)
+    async with ClusterAdmin([three[0].address]) as admin:
+        assert await admin.find_leader() == three[1].address
+
+
+async def test_where_nobody_leads_this_is_said(three: list[FakeCluster]) -> None:
+    describe(three, 1, leads=False)
+    async with ClusterAdmin([three[0].address]) as admin:
+        with pytest.raises(NoLeader, match="no node leads: asked 127"):
+            await admin.find_leader(timeout=0.3)
+
+
+async def test_where_nobody_answers_this_is_said() -> None:
+    async with ClusterAdmin(["127.0.0.1:1"]) as admin:
+        with pytest.raises(NoNodeReachable, match="no node answers: asked 127"):
+            await admin.find_leader(timeout=0.3)
+
+
+# Changes of members.
+
+
+async def test_a_change_goes_to_the_leader_whoever_is_asked(three: list[FakeCluster]) -> None:
+    three[1].answers["AddMember"] = lambda: cluster_pb2.AddMemberResponse(name="n4")
+    three[1].answers["PromoteMember"] = cluster_pb2.PromoteMemberResponse
+    three[1].answers["RemoveMember"] = cluster_pb2.RemoveMemberResponse
+    async with ClusterAdmin([three[0].address]) as admin:
+        assert await admin.add_member("h4:7100", learner=True) == "n4"
+        await admin.promote_member("n4", force=True)
+        await admin.remove_member("n4")
+    changes = [
+        one for one in three[1].requests if not isinstance(one, cluster_pb2.GetStatusRequest)
+    ]
+    assert changes == [
+        cluster_pb2.AddMemberRequest(address="h4:7100", learner=True),
+        cluster_pb2.PromoteMemberRequest(name="n4", force=True),
+        cluster_pb2.RemoveMemberRequest(name="n4"),
+    ]
+
+
+async def test_a_change_follows_a_leader_that_has_moved(three: list[FakeCluster]) -> None:
+    def hand_over() -> KvorumError:
+        describe(three, 1, leads=False)
+        describe(three, 2, leads=True, term=8)
+        return NotLeader("n3 leads")
+
+    three[1].answers["PromoteMember"] = hand_over
+    three[2].answers["PromoteMember"] = cluster_pb2.PromoteMemberResponse
+    async with ClusterAdmin([three[0].address]) as admin:
+        await admin.promote_member("n3")
+    assert len(three[2].asked(cluster_pb2.PromoteMemberRequest)) == 1
+
+
+async def test_a_change_that_may_have_been_made_is_not_asked_for_again(
+    three: list[FakeCluster],
+) -> None:
+    three[1].answers["AddMember"] = lambda: OutcomeUnknown("leadership was lost")
+    async with ClusterAdmin([three[0].address]) as admin:
+        with pytest.raises(OutcomeUnknown):
+            await admin.add_member("h4:7100")
+    assert len(three[1].asked(cluster_pb2.AddMemberRequest)) == 1
+
+
+async def test_a_removed_leader_need_not_live_to_say_so(three: list[FakeCluster]) -> None:
+    def remove() -> KvorumError:
+        describe(three, 1, leads=False)
+        remaining = [three[0], three[2]]
+        describe(remaining, 0, leads=True, term=8)
+        return OutcomeUnknown("the connection was lost")
+
+    three[1].answers["RemoveMember"] = remove
+    async with ClusterAdmin([three[0].address]) as admin:
+        await admin.remove_member("n3")  # the two that remain are described as n1 and n2
+
+
+async def test_a_removal_that_nobody_knows_of_is_in_doubt(three: list[FakeCluster]) -> None:
+    three[1].answers["RemoveMember"] = lambda: OutcomeUnknown("the connection was lost")
+    async with ClusterAdmin([three[0].address]) as admin:
+        with pytest.raises(OutcomeUnknown):
+            await admin.remove_member("n3")
+
+
+async def test_a_refusal_says_whether_force_would_help(three: list[FakeCluster]) -> None:
+    three[1].answers["RemoveMember"] = lambda: MembershipChangeRefused(
+        "n1 and n3 do not answer", endangers_quorum="true"
+    )
+    async with ClusterAdmin([three[0].address]) as admin:
+        with pytest.raises(MembershipChangeRefused, match="do not answer") as caught:
+            await admin.remove_member("n2")
+    assert caught.value.endangers_quorum
+
+
+def let_join(node: FakeCluster, *, changing: bool = False, **member: Any) -> None:
+    """Let the node lead, and say this of n4."""
+    status = cluster_pb2.GetStatusResponse(
+        name="n2", role=cluster_pb2.LEADER, term=9, last_index=50, members_changing=changing
+    )
+    status.members.add(name="n4", address=node.address, **member)
+    node.answers["GetStatus"] = lambda: status
+
+
+async def test_waiting_for_a_voter_reports_what_it_lacks(node: FakeCluster) -> None:
+    learner, voter = cluster_pb2.Member.LEARNER, cluster_pb2.Member.VOTER
+    let_join(node, kind=learner, joining=True, match_index=20, active=True)
+    reports = []
+
+    def report(member: cluster_pb2.Member, lag: int) -> None:
+        reports.append((member.kind, lag))
+        let_join(node, kind=voter, match_index=45, changing=len(reports) == 1)
+
+    async with ClusterAdmin([node.address]) as admin:
+        await admin.wait_until_voter("n4", report)
+        # A voter already in the second, by a change that was not complete.
+        assert reports == [(learner, 30), (voter, 5)]
+        let_join(node, kind=learner)
+        with pytest.raises(MembershipChangeRefused, match="stays a learner"):
+            await admin.wait_until_voter("n4", lambda member, lag: None)
+        with pytest.raises(MembershipChangeRefused, match="n5 is no member"):
+            await admin.wait_until_voter("n5", lambda member, lag: None)
+
+
+# What can go wrong.
 
 
 async def test_nobody_is_there() -> None:

@@ -60,6 +60,17 @@ class TestFindingTheLeader:
             await kv.put("a", 1)
         assert len(n1.calls) == 1
 
+    async def test_the_cluster_is_found_when_the_given_nodes_are_gone(self, nodes: Nodes) -> None:
+        n1, n2, n3 = nodes
+        n1.lead(term=1, members=nodes)
+        async with kvorum.open(target_of(n1)) as kv:
+            await kv.put("a", 1)
+            n2.follow(n3, term=2)
+            n3.lead(term=2)
+            await n1.stop()  # which never said who would lead after it
+            await kv.get("a")
+        assert len(n3.calls) == 1
+
     async def test_the_highest_term_wins(self, nodes: Nodes) -> None:
         n1, n2, n3 = nodes
         n3.follow(n2, term=5)

@@ -29,16 +29,23 @@ def open_storage(path: Path, name: str, members: dict[str, str]) -> Storage:
     return Storage.open(path, Identity(config.cluster_id, config.node_id))
 
 
-def refusal(path: Path, name: str, members: dict[str, str], *flags: str) -> str:
+def command(
+    path: Path, name: str, members: dict[str, str], *, introduced: bool = True
+) -> list[str]:
+    """How the node is started with the directory."""
+    listing = ",".join(f"{name}={address}" for name, address in members.items())
+    return [
+        *(sys.executable, "-m", "kvorum.cli", "node", name),
+        *("--data-dir", str(path)),
+        *("--listen", members[name]),
+        *(("--cluster", listing) if introduced else ()),
+    ]
+
+
+def refusal(path: Path, name: str, members: dict[str, str], *, introduced: bool = True) -> str:
     """What a node process says that is started with the directory, and ends by itself."""
     ran = subprocess.run(
-        [
-            *(sys.executable, "-m", "kvorum.cli", "node", name),
-            *("--data-dir", str(path)),
-            *("--listen", members[name]),
-            *("--cluster", ",".join(f"{name}={address}" for name, address in members.items())),
-            *flags,
-        ],
+        command(path, name, members, introduced=introduced),
         capture_output=True,
         text=True,
         timeout=END_SECONDS,
@@ -66,16 +73,39 @@ def test_it_is_of_another_node(tmp_path: Path, members: dict[str, str]) -> None:
     assert "not to n1 of cluster" in said
 
 
-def test_it_is_of_another_cluster(tmp_path: Path, members: dict[str, str]) -> None:
-    open_storage(tmp_path, "n1", members).close()
-    for said in (
-        refusal(tmp_path, "n1", members, "--cluster-name", "other"),
-        refusal(tmp_path, "n1", members | {"n3": "127.0.0.1:1"}),
-        refusal(tmp_path, "n1", {"n1": members["n1"]}),
-    ):
-        assert "belongs to n1 of cluster" in said
-        assert "not to n1 of cluster" in said
-    open_storage(tmp_path, "n1", members).close()  # nothing of it did any harm
+def test_it_is_new_and_nobody_says_of_which_cluster(
+    tmp_path: Path, members: dict[str, str]
+) -> None:
+    said = refusal(tmp_path / "new", "n1", members, introduced=False)
+    assert "new holds no node yet: its first start needs the setting cluster" in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_it_is_of_other_members_and_decides(tmp_path: Path, members: dict[str, str]) -> None:
+    """Members change, and a command line is not always changed with them."""
+    alone = {"n1": members["n1"]}
+    said_first = run_until_it_leads(command(tmp_path, "n1", alone))
+    assert "was told of the members" not in said_first
+    said = run_until_it_leads(command(tmp_path, "n1", members))
+    told = "n1 was told of the members n1={n1}, n2={n2}, n3={n3}".format_map(members)
+    assert f"{told}, and goes by those that its log knows: n1={members['n1']}\n" in said
+
+
+def run_until_it_leads(arguments: list[str]) -> str:
+    """What the node has said until it led; then it is stopped."""
+    node = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    said = ""
+    try:
+        assert node.stderr is not None
+        for line in node.stderr:
+            said += line
+            if "n1 leader" in line:
+                break
+    finally:
+        node.terminate()
+        node.communicate(timeout=END_SECONDS)
+    assert node.returncode == 0
+    return said
 
 
 def test_it_is_of_a_newer_version(tmp_path: Path, members: dict[str, str]) -> None:

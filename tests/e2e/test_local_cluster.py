@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import kvorum
+from kvorum.admin import ClusterAdmin
 from kvorum.cli import processes
 from kvorum.cli.cluster_file import (
     FILE_NAME,
@@ -306,6 +307,71 @@ def test_the_commands_from_up_to_down(
     assert "data removed" in run("cluster", "down", "--wipe")
     assert nodes_of(directory) == []
     assert not directory.exists()
+
+
+def test_members_are_added_and_removed_from_the_command_line(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = cluster.directory
+    monkeypatch.setenv("KVORUM_CLUSTER_DIR", str(directory))
+    monkeypatch.delenv("KVORUM_TARGET", raising=False)
+    first = json.loads(run("cluster", "up", "--nodes", "1", "--base-port", "0", "--json"))
+    added = json.loads(run("cluster", "add", "--json"))
+    assert (added["added"], [node["name"] for node in added["nodes"]]) == ("n2", ["n1", "n2"])
+    assert added["target"].startswith(f"{first['target']},127.0.0.1:")
+    assert run("cluster", "add").startswith("n3 runs at 127.0.0.1:")
+    assert json.loads(run("member", "list", "--json"))["members"][2]["kind"] == "voter"
+
+    assert run("cluster", "remove", "n1", "--keep-data") == "removed n1, data kept\n"
+    assert run("cluster", "remove", "n2") == "removed n2, data deleted\n"
+    assert [path.name for path in sorted(directory.glob("n*"))] == ["n1", "n1.log", "n3", "n3.log"]
+    assert [node.name for node in cluster.nodes] == ["n3"]
+    last = command("cluster", "remove", "n3")
+    assert (last.status, last.err) == (1, "error: no voter would be left\n")
+    assert run("cluster", "up") != ""
+    assert run("put", "k", "v") == "revision 1\n"
+    assert command("cluster", "remove", "n1").err == (
+        "error: there is no node n1; the nodes are n3\n"
+    )
+
+
+async def test_a_new_node_that_cannot_start_can_be_repaired_or_given_up(
+    running: LocalCluster,
+) -> None:
+    seen = []
+    (running.directory / "n4").mkdir()
+    (running.directory / "n4" / "thesis.tex").write_text("precious")
+    with pytest.raises(NodeFailed) as raised:
+        await running.add(lambda member, lag: seen.append(lag))
+    assert "is not empty: it contains thesis.tex" in str(raised.value)
+    assert "try again with `kvorum cluster restart n4`" in str(raised.value)
+    assert seen == []
+    (running.directory / "n4" / "thesis.tex").unlink()
+    await running.restart("n4")
+    assert running.state("n4") is ProcessState.RUNNING
+    assert await running.remove("n4")
+    assert [node.name for node in running.nodes] == ["n1", "n2", "n3"]
+    assert not (running.directory / "n4").exists()
+
+
+async def test_what_is_no_member_any_more_is_only_tidied_up(running: LocalCluster) -> None:
+    """As after a removal that was interrupted."""
+    address = running.node("n3").address
+    async with ClusterAdmin([address]) as admin:
+        await admin.remove_member("n3")
+    assert await running.remove("n3")
+    assert [node.name for node in running.nodes] == ["n1", "n2"]
+    assert len(nodes_of(running.directory)) == 2
+
+
+async def test_a_removed_node_that_is_frozen_is_stopped(
+    running: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kvorum.cli.local_cluster.STOP_SECONDS", 0.5)
+    victim = next(report.node.name for report in await running.status() if not report.leads)
+    running.pause(victim)
+    assert not await running.remove(victim)
+    assert len(nodes_of(running.directory)) == 2
 
 
 def test_errors_of_the_commands_are_one_line_and_status_1(tmp_path: Path) -> None:

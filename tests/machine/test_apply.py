@@ -4,13 +4,14 @@ import pytest
 
 from kvorum.errors import StorageError
 from kvorum_node.machine import Machine
-from kvorum_node.raft.types import GroupId
+from kvorum_node.raft.types import Entry, EntryKind, GroupId, Index, Term
 from kvorum_node.storage import layout
 from kvorum_node.storage.engine import Batch, Engine, Family
 from kvorum_node.storage.memory import MemoryEngine
 from tests.support.commands import add, delete, entry, get, noop, put, run, run_one, transaction
 
 GROUP = GroupId(1)
+SPACE = layout.Space(GROUP, 0)
 
 
 class _WatchedEngine(MemoryEngine):
@@ -78,11 +79,11 @@ def test_everything_of_a_call_goes_into_one_write() -> None:
     [batch] = engine.writes
     names = {key for family, key, _ in batch.puts if family is Family.META}
     assert names == {
-        layout.meta_key(GROUP, name)
+        layout.meta_key(SPACE, name)
         for name in (layout.META_APPLIED, layout.META_REVISION, layout.META_LOG_TIME_MS)
     }
     keys = [key for family, key, _ in batch.puts if family is Family.DATA]
-    assert keys == [layout.data_key(GROUP, b"n"), layout.data_key(GROUP, b"a")]
+    assert keys == [layout.data_key(SPACE, b"n"), layout.data_key(SPACE, b"a")]
 
 
 def test_a_failed_write_leaves_the_machine_where_it_stood() -> None:
@@ -141,6 +142,15 @@ def test_a_machine_goes_on_where_its_engine_was_left(machine: Machine, engine: E
     assert again.log_time_ms == 70
 
 
+def test_a_configuration_is_passed_over(machine: Machine) -> None:
+    configuration = Entry(Index(2), Term(1), EntryKind.CONFIGURATION, b"whatever it holds")
+    results = machine.apply(
+        [entry(1, transaction(put(b"a"))), configuration, entry(3, transaction(put(b"b")))]
+    )
+    assert [len(each) for each in results] == [1, 0, 1]
+    assert (machine.applied, machine.revision) == (3, 2)
+
+
 def test_groups_on_one_engine_do_not_see_each_other(engine: Engine) -> None:
     first, second = Machine(engine, GroupId(1)), Machine(engine, GroupId(2))
     run_one(first, put(b"a", b"first"))
@@ -158,7 +168,7 @@ def test_groups_on_one_engine_do_not_see_each_other(engine: Engine) -> None:
 )
 def test_a_damaged_position_is_refused(engine: Engine, name: bytes) -> None:
     batch = Batch()
-    batch.put(Family.META, layout.meta_key(GROUP, name), b"\0\0\0")
+    batch.put(Family.META, layout.meta_key(SPACE, name), b"\0\0\0")
     engine.write(batch)
     with pytest.raises(StorageError, match=f"{name.decode()} of group 1 has 3 bytes"):
         Machine(engine, GROUP)
@@ -167,7 +177,7 @@ def test_a_damaged_position_is_refused(engine: Engine, name: bytes) -> None:
 def test_a_damaged_record_is_refused_wherever_it_is_read(engine: Engine) -> None:
     machine = Machine(engine, GROUP)
     batch = Batch()
-    batch.put(Family.DATA, layout.data_key(GROUP, b"a"), b"\x12\xff")
+    batch.put(Family.DATA, layout.data_key(SPACE, b"a"), b"\x12\xff")
     engine.write(batch)
     with pytest.raises(StorageError, match="b'a' is not a record"):
         machine.get(b"a")

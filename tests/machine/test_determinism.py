@@ -17,12 +17,10 @@ GROUP = GroupId(1)
 
 def _state(engine: Engine) -> list[tuple[Family, bytes, bytes]]:
     """Every byte of the group's state."""
-    start = layout.group_prefix(GROUP)
-    end = layout.prefix_end(start)
     return [
         (family, key, value)
-        for family in (Family.DATA, Family.META)
-        for key, value in engine.scan(family, start, end)
+        for family in layout.STATE_FAMILIES
+        for key, value in engine.scan(family, *layout.Space(GROUP, 0).range)
     ]
 
 

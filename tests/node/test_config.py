@@ -15,6 +15,10 @@ TOO_SHORT = (
     ": election_timeout_ms (299) must be at least 6 tick_ms (50): a heartbeat takes 2 ticks,"
     " and one may be lost"
 )
+BOTH_WAYS = (
+    ": cluster and join exclude each other: cluster is for the nodes that a cluster begins with,"
+    " join for one that was added to it"
+)
 
 
 def config(**changes: Any) -> NodeConfig:
@@ -68,6 +72,14 @@ def test_it_does_not_change() -> None:
             "listen: '' is no address: it is host:port, such as 127.0.0.1:7101",
         ),
         (
+            {"join": ("h1:7100",)},
+            BOTH_WAYS,
+        ),
+        (
+            {"cluster": {}, "join": ("h1",)},
+            "join: 'h1' is no address: it is host:port, such as 127.0.0.1:7101",
+        ),
+        (
             {"election_timeout_ms": 299, "tick_ms": 50},
             TOO_SHORT,
         ),
@@ -83,7 +95,7 @@ def test_what_does_not_fit_is_named(changes: dict[str, Any], expected: str) -> N
     assert problem(**changes) == expected
 
 
-@pytest.mark.parametrize("missing", ["name", "data_dir", "listen", "cluster"])
+@pytest.mark.parametrize("missing", ["name", "data_dir", "listen"])
 def test_what_is_needed_must_be_said(missing: str) -> None:
     settings = {"name": "n1", "data_dir": "d", "listen": "h1:7100", "cluster": CLUSTER}
     del settings[missing]
@@ -101,6 +113,26 @@ def test_the_shortest_election_timeout_is_enough_for_the_core() -> None:
 def test_advertise_may_be_empty_or_the_own_address() -> None:
     assert config(advertise="").advertise == ""
     assert config(advertise="h1:7100").advertise == "h1:7100"
+
+
+def test_a_data_directory_may_know_the_cluster_already() -> None:
+    """Whether it does is seen when the node starts."""
+    told = config(cluster={})
+    assert (told.addresses, told.join) == ({}, ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "address"),
+    [
+        ({}, "h1:7100"),
+        ({"cluster": {}}, "0.0.0.0:7100"),
+        ({"cluster": {}, "join": ("h2:7100",), "advertise": "h1:7200"}, "h1:7200"),
+    ],
+)
+def test_a_node_is_reached_where_the_others_were_told(
+    changes: dict[str, Any], address: str
+) -> None:
+    assert config(**changes).address == address
 
 
 # The cluster's id.

@@ -36,7 +36,7 @@ from kvorumpb.v1.kv_pb2 import (
 from tests.support import commands
 from tests.support.driven_node import DrivenNode
 from tests.support.eventually import eventually
-from tests.support.raft_group import heartbeat_reply
+from tests.support.raft_messages import heartbeat_reply
 
 
 def put(call: int, key: bytes, value: bytes = b"v") -> Call:

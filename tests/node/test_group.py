@@ -9,19 +9,30 @@ from kvorum import limits
 from kvorum.errors import (
     DeadlineExceeded,
     KvorumError,
+    MembershipChangeRefused,
     NoLeader,
     NotLeader,
     OutcomeUnknown,
     Overloaded,
+    RemovedFromCluster,
 )
 from kvorum_node.group import Write
-from kvorum_node.raft.messages import AppendEntries, Heartbeat, Message, RequestVote
+from kvorum_node.members import ChangeOfMembers
+from kvorum_node.raft.configuration import Remove
+from kvorum_node.raft.messages import AppendEntries, Heartbeat, Message, RequestVote, TimeoutNow
 from kvorum_node.raft.types import EntryKind, GroupId, NodeId, Settings
 from kvorumpb.v1.command_pb2 import CommandBatch
 from tests.support.commands import add, put
 from tests.support.driven_node import DrivenNode
 from tests.support.eventually import eventually
-from tests.support.raft_group import accepted, append, heartbeat, heartbeat_reply, timeout_now, vote
+from tests.support.raft_messages import (
+    accepted,
+    append,
+    heartbeat,
+    heartbeat_reply,
+    timeout_now,
+    vote,
+)
 from tests.support.scripted_disk import ScriptedDisk
 
 ELECTION_TICKS = Settings().election_ticks
@@ -47,6 +58,103 @@ async def propose(n1: DrivenNode, *keys: bytes) -> list[Write]:
             lambda one: bool(one.entries) and one.entries[-1].index >= last,  # noqa: B023 - awaited
         )
     return writes
+
+
+# Members.
+
+
+async def test_a_leader_of_unknown_address_is_as_good_as_none() -> None:
+    """A member of a configuration that has not got here may lead already."""
+    async with DrivenNode() as n1:
+        n1.hear(heartbeat(1, sender=9))
+        await eventually(lambda: n1.raft.leader == 9)
+        with pytest.raises(NoLeader, match="does not know yet where n9 is"):
+            n1.submit(put(b"k"))
+
+
+async def propose_change(n1: DrivenNode, *, deadline: float = 60) -> ChangeOfMembers:
+    """Let n1 propose that n3 goes."""
+    last = n1.raft.log.last_index
+    change = n1.group.change_members([Remove(NodeId(3))], force=True, deadline=n1.now + deadline)
+    await n1.said(AppendEntries, lambda one: bool(one.entries) and one.entries[-1].index > last)
+    await n1.settle()
+    return change
+
+
+async def test_a_change_of_members_is_answered_when_it_is_complete(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "kvorum.node")
+    async with DrivenNode() as n1:
+        await n1.lead()
+        change = await propose_change(n1)
+        await n1.accept(2)
+        await n1.settle()
+        assert not change.done()  # committed, and joint
+        await eventually(lambda: n1.raft.log.last_index == 3)
+        await n1.accept(3)
+        assert (await change).voters == {1, 2}
+    assert "members are now voters n1, n2 && n1, n2, n3" in caplog.messages
+    assert "members are now voters n1, n2" in caplog.messages
+
+
+async def test_a_change_of_members_that_was_replaced_was_certainly_not_made() -> None:
+    async with DrivenNode() as n1:
+        await n1.lead()
+        change = await propose_change(n1)
+        n1.hear(append(2, "1@1", "2@2", commit=2))
+        with pytest.raises(NotLeader):
+            await change
+        assert n1.raft.configuration.voters == {1, 2, 3}
+
+
+async def test_a_change_of_members_that_takes_too_long_is_in_doubt() -> None:
+    async with DrivenNode() as n1:
+        await n1.lead()
+        change = await propose_change(n1, deadline=-1)
+        await n1.tick()
+        with pytest.raises(DeadlineExceeded) as caught:
+            await change
+        assert caught.value.maybe_applied
+
+
+async def test_a_change_of_members_is_in_doubt_when_the_node_stops() -> None:
+    async with DrivenNode() as n1:
+        await n1.lead()
+        change = await propose_change(n1)
+        n1.driver.stop()
+        with pytest.raises(OutcomeUnknown):
+            await change
+
+
+async def test_a_change_of_members_is_refused_as_the_core_says() -> None:
+    async with DrivenNode() as n1:
+        with pytest.raises(NoLeader):
+            n1.group.change_members([Remove(NodeId(3))], force=False, deadline=n1.now + 60)
+        await n1.lead()
+        await propose_change(n1)
+        with pytest.raises(MembershipChangeRefused, match="under way") as caught:
+            n1.group.change_members([Remove(NodeId(2))], force=False, deadline=n1.now + 60)
+        assert not caught.value.endangers_quorum
+
+
+async def test_pending_writes_of_a_removed_leader_are_settled() -> None:
+    async with DrivenNode() as n1:
+        await n1.lead()
+        change = n1.group.change_members([Remove(NodeId(1))], force=True, deadline=n1.now + 60)
+        committed = n1.submit(put(b"a"))
+        await eventually(lambda: n1.raft.log.last_index == 3)
+        n1.hear(accepted(1, 3), accepted(1, 3, sender=3))
+        await eventually(lambda: n1.raft.log.last_index == 4)
+        late = n1.submit(put(b"b"))
+        await eventually(lambda: n1.raft.log.last_index == 5)
+        n1.hear(accepted(1, 4), accepted(1, 4, sender=3))  # the change, and not the last write
+        assert isinstance(await n1.ended(), RemovedFromCluster)
+        assert (await change).voters == {2, 3}
+        assert (await committed)[0].revision == 1
+        with pytest.raises(OutcomeUnknown, match="removed from the cluster"):
+            await late
+        assert n1.has_said(TimeoutNow)
 
 
 # Writes.

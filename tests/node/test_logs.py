@@ -10,7 +10,7 @@ import pytest
 from kvorum_node import logs
 from tests.support.driven_node import DrivenNode
 from tests.support.eventually import eventually
-from tests.support.raft_group import heartbeat
+from tests.support.raft_messages import heartbeat
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z"
 

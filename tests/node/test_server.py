@@ -18,11 +18,13 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
     ServerReflectionResponse,
 )
 
+import kvorum
 from kvorum import limits
 from kvorum.cli.processes import free_ports
-from kvorum.errors import DataDirectoryInUse
+from kvorum.errors import DataDirectoryInUse, DataDirectoryMismatch
 from kvorum_node.config import NodeConfig
 from kvorum_node.server import AddressInUse, serve
+from kvorum_node.survivor import force_new_cluster
 from kvorumpb.v1 import cluster_pb2, kv_pb2, raft_pb2
 from kvorumpb.v1.command_pb2 import Operation, PutOperation, Transaction
 from tests.support.eventually import DEADLINE_SECONDS, eventually
@@ -294,7 +296,6 @@ async def test_reflection_lists_the_services(client: WireClient) -> None:
     [
         ({"cluster_id": "another"}, "n1 is of the cluster"),
         ({"recipient": 2}, "this is n1, the caller wants n2"),
-        ({"sender": 9}, "n9 is no member of the cluster"),
         (None, "n1 is of the cluster"),
     ],
 )
@@ -302,26 +303,133 @@ async def test_a_peer_that_does_not_belong_here_is_refused(
     client: WireClient, wrong: dict[str, Any] | None, expected: str
 ) -> None:
     status = await client.cluster(cluster_pb2.GetStatusRequest())
-    right = {"cluster_id": status.cluster_id, "sender": 1, "recipient": 1}
-    message = raft_pb2.PeerMessage(
-        messages=[
-            raft_pb2.RaftMessage(
-                group=1, sender=1, recipient=1, term=99, heartbeat=raft_pb2.Heartbeat()
-            )
-        ]
+    hello = {"cluster_id": status.cluster_id, "sender": 1, "recipient": 1}
+    error = await introduce(client, None if wrong is None else hello | wrong)
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert expected in (error.details() or "")
+    after = await client.cluster(cluster_pb2.GetStatusRequest())
+    assert after.term == status.term  # it was not listened to
+
+
+async def test_a_peer_that_was_removed_is_told_so(tmp_path: Path) -> None:
+    one, three = (f"127.0.0.1:{port}" for port in free_ports(2))
+    config = config_at(tmp_path / "n1", int(one[10:]), cluster={"n1": one, "n3": three})
+    async with serving(config) as (client, _):
+        status = await client.cluster(cluster_pb2.GetStatusRequest())
+        hello = {"cluster_id": status.cluster_id, "sender": 2, "recipient": 1}
+        error = await introduce(client, hello)
+        assert details(error)[0].reason == "REMOVED_FROM_CLUSTER"
+        assert "n2 was removed from the cluster" in (error.details() or "")
+
+
+async def introduce(client: WireClient, hello: dict[str, Any] | None) -> grpc.aio.AioRpcError:
+    """What a peer hears that says this, and then wants to be followed."""
+    heartbeat = raft_pb2.RaftMessage(
+        group=1, sender=1, recipient=1, term=99, heartbeat=raft_pb2.Heartbeat()
     )
-    if wrong is not None:
-        message.hello.CopyFrom(raft_pb2.PeerHello(**(right | wrong)))
+    message = raft_pb2.PeerMessage(messages=[heartbeat])
+    if hello is not None:
+        message.hello.CopyFrom(raft_pb2.PeerHello(**hello))
     stream = client.channel.stream_unary(
         "/kvorumpb.v1.Raft/Stream",
         request_serializer=raft_pb2.PeerMessage.SerializeToString,
         response_deserializer=raft_pb2.PeerStreamClosed.FromString,
     )
-    error = await failure(stream(iter([message]), timeout=10))
-    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
-    assert expected in (error.details() or "")
-    after = await client.cluster(cluster_pb2.GetStatusRequest())
-    assert after.term == status.term  # it was not listened to
+    return await failure(stream(iter([message]), timeout=10))
+
+
+# Members.
+
+
+async def test_members_are_added_and_removed_over_the_wire(client: WireClient) -> None:
+    added = await client.cluster(cluster_pb2.AddMemberRequest(address="127.0.0.1:1", learner=True))
+    assert added.name == "n2"
+    status = await client.cluster(cluster_pb2.GetStatusRequest())
+    first, second = status.members
+    assert (first.kind, first.joining) == (cluster_pb2.Member.VOTER, False)
+    assert (second.name, second.kind, second.joining) == ("n2", cluster_pb2.Member.LEARNER, False)
+    joining = await client.cluster(cluster_pb2.AddMemberRequest(address="127.0.0.1:2", name="n7"))
+    assert joining.name == "n7"
+    await client.cluster(cluster_pb2.RemoveMemberRequest(name="n2"))
+    status = await client.cluster(cluster_pb2.GetStatusRequest())
+    assert [(member.name, member.joining) for member in status.members] == [
+        ("n1", False),
+        ("n7", True),
+    ]
+    last = await client.cluster(cluster_pb2.AddMemberRequest(address="127.0.0.1:3"))
+    assert last.name == "n8"
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason", "message"),
+    [
+        (
+            cluster_pb2.AddMemberRequest(address="nonsense"),
+            "INVALID_ARGUMENT",
+            "'nonsense' is no address",
+        ),
+        (
+            cluster_pb2.AddMemberRequest(address="h:1", name="bob"),
+            "INVALID_ARGUMENT",
+            "'bob' is no node name",
+        ),
+        (
+            cluster_pb2.AddMemberRequest(address="h:1", name="n1"),
+            "MEMBERSHIP_CHANGE_REFUSED",
+            "n1 is a member already",
+        ),
+        (
+            cluster_pb2.AddMemberRequest(address="h:1", namespace="other"),
+            "NAMESPACE_NOT_FOUND",
+            "other",
+        ),
+        (
+            cluster_pb2.PromoteMemberRequest(name="n9"),
+            "MEMBERSHIP_CHANGE_REFUSED",
+            "n9 is no member",
+        ),
+        (cluster_pb2.PromoteMemberRequest(name=""), "INVALID_ARGUMENT", "'' is no node name"),
+        (
+            cluster_pb2.RemoveMemberRequest(name="n9"),
+            "MEMBERSHIP_CHANGE_REFUSED",
+            "n9 is no member",
+        ),
+        (
+            cluster_pb2.RemoveMemberRequest(name="n1"),
+            "MEMBERSHIP_CHANGE_REFUSED",
+            "no voter would be left",
+        ),
+    ],
+)
+async def test_a_change_that_makes_no_sense_is_refused(
+    client: WireClient, request_: Any, reason: str, message: str
+) -> None:
+    error = await failure(client.cluster(request_))
+    assert details(error)[0].reason == reason
+    assert message in (error.details() or "")
+    status = await client.cluster(cluster_pb2.GetStatusRequest())
+    assert [member.name for member in status.members] == ["n1"]
+
+
+async def test_a_learner_that_lags_is_promoted_by_force_alone(client: WireClient) -> None:
+    await client.cluster(cluster_pb2.AddMemberRequest(address="127.0.0.1:1", learner=True))
+    error = await failure(client.cluster(cluster_pb2.PromoteMemberRequest(name="n2")))
+    info, _ = details(error)
+    assert (info.reason, info.metadata["endangers_quorum"]) == ("MEMBERSHIP_CHANGE_REFUSED", "true")
+    forced = asyncio.ensure_future(
+        client.cluster(cluster_pb2.PromoteMemberRequest(name="n2", force=True))
+    )
+
+    async def is_voter() -> bool:
+        status = await client.cluster(cluster_pb2.GetStatusRequest())
+        return bool(status.members[1].kind == cluster_pb2.Member.VOTER)
+
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not await is_voter():  # noqa: ASYNC110 - of a server
+            await asyncio.sleep(0.01)
+    # And here is what was risked: n2 never runs, and so nothing is decided any more.
+    assert not forced.done()
+    forced.cancel()
 
 
 # Beginning and end.
@@ -361,6 +469,36 @@ async def test_a_taken_port_is_said_and_the_data_directory_is_released(tmp_path:
             await serve(config)
     async with serving(config) as (client, _):
         await client.kv(kv_pb2.PutRequest(key=b"k"))
+
+
+async def test_the_data_directory_knows_the_cluster_from_the_first_start_on(
+    tmp_path: Path,
+) -> None:
+    config = config_at(tmp_path / "n1", free_ports(1)[0])
+    async with serving(config) as (client, _):
+        await client.kv(kv_pb2.PutRequest(key=b"k"))
+        first = await client.cluster(cluster_pb2.GetStatusRequest())
+    for join in ([], ["127.0.0.1:1"]):
+        again = config_at(config.data_dir, int(config.listen[10:]), cluster={}, join=join)
+        async with serving(again) as (client, _):
+            status = await client.cluster(cluster_pb2.GetStatusRequest())
+            assert (status.cluster_id, status.members[0].address) == (
+                first.cluster_id,
+                config.listen,
+            )
+            assert (await client.kv(kv_pb2.GetRequest(key=b"k"))).HasField("record")
+
+
+async def test_an_embedded_store_becomes_a_cluster_once_it_has_an_address(tmp_path: Path) -> None:
+    async with kvorum.open(tmp_path / "n1") as kv:
+        await kv.put("k", "v")
+    config = config_at(tmp_path / "n1", free_ports(1)[0], cluster={})
+    with pytest.raises(DataDirectoryMismatch, match=r"`kvorum recover --data-dir .*/n1 --force"):
+        await serve(config)
+    force_new_cluster(config.data_dir, address=config.listen)
+    async with serving(config) as (client, _):
+        got = await client.kv(kv_pb2.GetRequest(key=b"k"))
+        assert got.record.value == b'"v"'
 
 
 async def test_two_servers_do_not_share_a_data_directory(tmp_path: Path) -> None:

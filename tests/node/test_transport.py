@@ -10,13 +10,16 @@ import pytest
 
 from kvorum import limits
 from kvorum.cli.processes import free_ports
+from kvorum.errors import RemovedFromCluster
+from kvorum.status import to_status
 from kvorum_node import transport, wire
 from kvorum_node.raft.messages import Heartbeat, Message
 from kvorum_node.raft.types import GroupId, NodeId
+from kvorum_node.services.kv import abort
 from kvorum_node.transport import Transport
 from kvorumpb.v1 import raft_pb2
-from tests.support.eventually import eventually
-from tests.support.raft_group import append, entries, heartbeat
+from tests.support.eventually import DEADLINE_SECONDS, eventually
+from tests.support.raft_messages import append, entries, heartbeat
 
 # grpc.aio keeps one poller for the process: it does not outlive an event loop in good order.
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -37,8 +40,12 @@ class Peer:
         self.streams = 0
         self.ends_with: grpc.StatusCode | None = None
         """How a stream ends that has brought a message; None lets it go on."""
+        self.removes = False
+        """Whether it says that the transport's node was removed."""
         self.reading_appends = asyncio.Event()
         self.reading_appends.set()
+        self.was_told = asyncio.Event()
+        """The transport has understood that its node was removed."""
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
@@ -79,6 +86,8 @@ class Peer:
             async for message in messages:
                 if message.HasField("hello"):
                     self.hellos.append(message.hello)
+                if self.removes:
+                    await abort(context, to_status(RemovedFromCluster("scripted")))
                 for one in message.messages:
                     decoded = wire.decode(one)
                     assert decoded is not None
@@ -100,7 +109,8 @@ class Peer:
 async def peer_and_transport() -> AsyncIterator[tuple[Peer, Transport, list[NodeId]]]:
     [port] = free_ports(1)
     peer, lost = Peer(port), list[NodeId]()
-    lanes = Transport(N1, "test", {N1: "127.0.0.1:1", N2: peer.address}, unreachable=lost.append)
+    lanes = Transport(N1, "test", unreachable=lost.append, removed=peer.was_told.set)
+    lanes.follow({N1: "127.0.0.1:1", N2: peer.address})
     await peer.start()
     lanes.start()
     try:
@@ -285,3 +295,108 @@ async def test_messages_to_itself_or_to_strangers_go_nowhere() -> None:
         await until_heard(lanes, peer, 2)
         assert peer.rounds().count(0) == 0
         assert NodeId(9) not in lost
+
+
+# Peers come and go.
+
+
+async def test_a_member_that_comes_is_written_to_and_one_that_goes_is_not() -> None:
+    async with peer_and_transport() as (peer, lanes, lost):
+        await until_heard(lanes, peer, 1)
+        lanes.follow({N1: "127.0.0.1:1"})
+        await eventually(lambda: peer.streams == 0)
+        del lost[:]
+        lanes.send(GROUP, [beat(2)])
+        assert lost == []
+        lanes.follow({N1: "127.0.0.1:1", N2: peer.address})
+        await until_heard(lanes, peer, 3)
+        assert 2 not in peer.rounds()
+
+
+async def test_a_member_whose_address_changes_is_written_to_there() -> None:
+    async with peer_and_transport() as (peer, lanes, _):
+        await until_heard(lanes, peer, 1)
+        [port] = free_ports(1)
+        moved = Peer(port)
+        await moved.start()
+        try:
+            lanes.follow({N1: "127.0.0.1:1", N2: moved.address})
+            await until_heard(lanes, moved, 2)
+            await eventually(lambda: peer.streams == 0)
+        finally:
+            lanes.follow({})
+            await moved.stop()
+
+
+async def test_lanes_that_stay_are_not_disturbed_when_others_come_and_go() -> None:
+    async with peer_and_transport() as (peer, lanes, lost):
+        await until_heard(lanes, peer, 1)
+        await eventually(lambda: len(peer.hellos) == 2)
+        del lost[:]
+        members = {N1: "127.0.0.1:1", N2: peer.address}
+        lanes.follow({**members, NodeId(3): "127.0.0.1:1"})
+        lanes.follow(members)
+        lanes.send(GROUP, [beat(2)])
+        await eventually(lambda: 2 in peer.rounds())
+        assert (len(peer.hellos), N2 in lost) == (2, False)
+
+
+async def test_whoever_has_introduced_itself_is_answered_until_it_leaves_the_members() -> None:
+    async with peer_and_transport() as (peer, lanes, _):
+        lanes.follow({})
+        await eventually(lambda: not lanes._lanes)
+        lanes.meet(N2, peer.address)
+        await until_heard(lanes, peer, 1)
+        lanes.follow({NodeId(3): "127.0.0.1:1"})  # n2 is still on its way into the members
+        await until_heard(lanes, peer, 2)
+        lanes.follow({N2: peer.address})
+        await until_heard(lanes, peer, 3)
+        lanes.follow({})
+        await eventually(lambda: peer.streams == 0)
+        assert not lanes._lanes
+
+
+async def test_a_hello_says_where_to_answer() -> None:
+    async with peer_and_transport() as (peer, _, _):
+        await eventually(lambda: len(peer.hellos) == 2)
+        assert {hello.address for hello in peer.hellos} == {"127.0.0.1:1"}
+
+
+async def test_what_is_queued_at_the_end_still_leaves() -> None:
+    """A leader that stops has asked its successor to stand a moment before."""
+    async with peer_and_transport() as (peer, lanes, _):
+        await until_heard(lanes, peer, 1)
+        await eventually(lambda: len(peer.hellos) == 2)
+        large = entries("1@1", data=bytes(limits.MAX_BATCH_BYTES))  # a message each
+        lanes.send(GROUP, [append(1, log=large, sender=N1, to=N2) for _ in range(5)])
+        await lanes.stop()
+        assert len([one for one in peer.heard if not isinstance(one, Heartbeat)]) == 5
+
+
+async def test_a_peer_that_takes_nothing_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transport, "_FAREWELL_SECONDS", 0.05)
+    async with peer_and_transport() as (peer, lanes, _):
+        await until_heard(lanes, peer, 1)
+        await eventually(lambda: len(peer.hellos) == 2)
+        peer.reading_appends.clear()
+        large = entries("1@1", data=bytes(20 << 20))
+        for _ in range(3):
+            lanes.send(GROUP, [append(1, log=large, sender=N1, to=N2)])
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await lanes.stop()
+        peer.reading_appends.set()
+
+
+async def test_a_node_that_was_removed_is_told_so() -> None:
+    async with peer_and_transport() as (peer, lanes, _):
+        await until_heard(lanes, peer, 1)
+        peer.ends_with = grpc.StatusCode.FAILED_PRECONDITION
+        await until_heard(lanes, peer, 2)
+        assert not peer.was_told.is_set()  # a refusal for another reason
+    async with peer_and_transport() as (peer, lanes, _):
+        peer.removes = True
+        lanes.send(GROUP, [beat(1)])
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await peer.was_told.wait()

@@ -6,17 +6,20 @@ import pytest
 
 from kvorum_node import wire
 from kvorum_node.raft import messages
+from kvorum_node.raft.configuration import Configuration
 from kvorum_node.raft.messages import (
     AppendEntries,
     AppendEntriesReply,
     Heartbeat,
     HeartbeatReply,
+    InstallSnapshot,
     Message,
     RequestVote,
     RequestVoteReply,
     TimeoutNow,
 )
 from kvorum_node.raft.types import Entry, EntryKind, GroupId, Index, NodeId, Position, Term
+from kvorum_node.snapshots import Chunk, Header
 from kvorumpb.v1 import raft_pb2
 
 GROUP = GroupId(7)
@@ -25,7 +28,9 @@ HIGHEST = 2**64 - 1
 KINDS = [
     kind
     for kind in vars(messages).values()
-    if isinstance(kind, type) and issubclass(kind, Message) and kind is not Message
+    if isinstance(kind, type)
+    and issubclass(kind, Message)
+    and kind not in (Message, InstallSnapshot)  # which is not for the wire
 ]
 
 
@@ -62,6 +67,7 @@ MESSAGES: list[Message] = [
         Entry(Index(12), Term(3), EntryKind.COMMANDS, b"\x00data\xff"),
         Entry(Index(13), Term(4)),
         Entry(Index(14), Term(4), EntryKind.COMMANDS),
+        Entry(Index(15), Term(4), EntryKind.CONFIGURATION, b"members"),
     ),
     AppendEntriesReply(sender=SENDER, recipient=RECIPIENT, term=TERM, index=Index(14)),
     AppendEntriesReply(
@@ -106,6 +112,37 @@ def test_every_field_has_had_another_value_than_its_default(kind: type[Message])
     for field in fields(kind):
         values = {getattr(one, field.name) for one in MESSAGES if type(one) is kind}
         assert any(value for value in values), f"{kind.__name__}.{field.name}"
+
+
+def test_every_kind_of_entry_is_among_them() -> None:
+    appends = [one for one in MESSAGES if isinstance(one, AppendEntries)]
+    assert {entry.kind for one in appends for entry in one.entries} == set(EntryKind)
+
+
+def test_a_snapshots_header_and_chunks_survive_the_round_trip() -> None:
+    configuration = Configuration.of({SENDER: "h2:7100", RECIPIENT: "h3:7100"})
+    header = Header(GROUP, SENDER, RECIPIENT, TERM, Position(Index(9), Term(3)), configuration)
+    hello = raft_pb2.PeerHello(cluster_id="c", sender=SENDER, recipient=RECIPIENT, address="h2:1")
+    arrived = raft_pb2.SnapshotMessage.FromString(
+        wire.encode_header(header, hello).SerializeToString()
+    )
+    assert arrived.header.hello == hello
+    assert wire.decode_header(arrived.header) == header
+    for chunk in (Chunk(b"\x00data\xff", 2**32 - 1), Chunk(b"", 7, last=True)):
+        message = wire.encode_chunk(chunk).SerializeToString()
+        assert wire.decode_chunk(raft_pb2.SnapshotMessage.FromString(message).chunk) == chunk
+
+
+def test_the_message_that_a_node_makes_for_itself_has_no_wire_form() -> None:
+    install = InstallSnapshot(
+        sender=SENDER,
+        recipient=RECIPIENT,
+        term=TERM,
+        last=Position(Index(9), Term(3)),
+        configuration=Configuration(),
+    )
+    with pytest.raises(AssertionError, match="InstallSnapshot"):
+        wire.encode(GROUP, install)
 
 
 def test_the_largest_numbers_fit() -> None:

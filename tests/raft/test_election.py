@@ -9,18 +9,19 @@ from tests.support.raft_group import (
     HEARTBEAT_TICKS,
     Group,
     Host,
-    append,
     as_leader,
-    entries,
-    heartbeat,
-    heartbeat_reply,
     is_candidate,
     is_follower,
     is_leader,
+)
+from tests.support.raft_messages import (
+    append,
+    entries,
+    heartbeat,
+    heartbeat_reply,
     request_vote,
     timeout_now,
     vote,
-    whole,
 )
 
 LONGEST_TIMEOUT = ELECTION_TICKS * 3 // 2
@@ -91,40 +92,6 @@ def test_a_pre_vote_granted_for_an_older_term_does_not_count() -> None:
     assert is_candidate(host.raft)
 
 
-def test_a_member_that_was_cut_off_returns_without_a_higher_term() -> None:
-    group = Group.of(3)
-    group.elect(1)
-    term = group[1].raft.term
-    group.isolate(3)
-    group.tick(20 * ELECTION_TICKS)
-    assert is_candidate(group[3].raft, pre=True)
-
-    group.heal()
-    group.tick(2 * ELECTION_TICKS)
-
-    assert group.leaders == [1]
-    assert group.terms == [term] * 3
-    assert is_follower(group[3].raft, leader=1)
-
-
-def test_a_longer_log_at_a_lower_term_gets_over_the_pre_vote() -> None:
-    """n1 cannot win by its short log, n2 by its old term: n2 must be told the newer one."""
-    group = Group.of(3, logs={1: "1@1", 2: "1@1 2@1 3@1"})
-    group[3].up = False
-    group[1].ask(heartbeat(5, sender=3))
-    group[2].ask(heartbeat(1, sender=3, to=2))
-    assert group.terms[:2] == [5, 1]
-
-    for _ in range(6 * ELECTION_TICKS):
-        group.tick()
-        if group.leaders:
-            break
-
-    assert group.leaders == [2]
-    assert group[2].raft.term > 5
-    assert whole(group[1].raft.log).startswith("1@1 2@1 3@1")
-
-
 # A lease: whoever hears a leader disregards candidates (dissertation, section 4.2.3).
 
 
@@ -192,26 +159,6 @@ def test_a_vote_delays_the_voters_own_candidacy() -> None:
 
 
 # Members stuck in a higher term.
-
-
-def test_a_candidate_stuck_in_a_higher_term_joins_again() -> None:
-    """Its requests are disregarded, the leader's messages too old for it: its answers end that."""
-    group = Group.of(3)
-    group.elect(1)
-    group.propose(1)
-    group.isolate(3)
-    group[3].ask(timeout_now(1, to=3))
-    assert (is_candidate(group[3].raft), group[3].raft.term) == (True, 2)
-    group.heal()
-
-    for _ in range(6 * ELECTION_TICKS):
-        group.tick()
-        if len(set(group.terms)) == 1 and group.leaders:
-            break
-
-    assert len(group.leaders) == 1
-    assert group.terms[0] >= 2
-    assert {host.raft.leader for host in group.hosts.values()} == set(group.leaders)
 
 
 @pytest.mark.parametrize("message", [append(1, "1@1"), heartbeat(1)])
@@ -292,50 +239,6 @@ def test_a_leader_that_steps_down_for_want_of_a_quorum_keeps_its_term_and_vote()
 # Partitions in one direction.
 
 
-def test_a_member_that_cannot_hear_does_not_disturb_the_others() -> None:
-    """n3's requests arrive, and nothing arrives at n3."""
-    group = Group.of(3)
-    group.elect(1)
-    term = group[1].raft.term
-    group.block(1, 3)
-    group.block(2, 3)
-
-    group.tick(20 * ELECTION_TICKS)
-
-    assert group.leaders == [1]
-    assert group.terms == [term] * 3
-    group.propose(1)
-    assert group[1].raft.log.committed == group[1].raft.log.last_index
-
-
-def test_a_member_that_hears_only_its_fellow_does_not_disturb_the_leader() -> None:
-    """n1 and n3 are cut off from each other; n2 hears both. The leader stays."""
-    group = Group.of(3)
-    group.elect(1)
-    term = group[1].raft.term
-    group.block(1, 3)
-    group.block(3, 1)
-
-    group.tick(20 * ELECTION_TICKS)
-
-    assert group.leaders == [1]
-    assert group.terms[:2] == [term, term]
-
-
-def test_a_leader_that_cannot_hear_makes_room_for_another() -> None:
-    """Its heartbeats would keep the followers quiet for ever, while nothing commits."""
-    group = Group.of(3)
-    group.elect(1)
-    group.block(2, 1)
-    group.block(3, 1)
-
-    group.tick(6 * ELECTION_TICKS)
-
-    assert group.leaders in ([2], [3])
-    where = group.propose(group.leaders[0])
-    assert group[group.leaders[0]].raft.log.committed == where.index
-
-
 # How long a group is without a leader.
 
 
@@ -404,22 +307,6 @@ def test_leadership_passes_to_an_up_to_date_member_at_once() -> None:
 
     assert group.leaders == [3]
     assert group.terms == [term + 1] * 3
-
-
-def test_a_target_that_lags_is_brought_up_to_date_first() -> None:
-    group = Group.of(3)
-    group.elect(1)
-    group.isolate(3)
-    for _ in range(5):
-        group.propose(1)
-    group.heal()
-
-    group[1].raft.transfer_leadership(NodeId(3))
-    assert not any(isinstance(message, TimeoutNow) for message in group[1].drain())
-    group.tick(HEARTBEAT_TICKS + 1)
-
-    assert group.leaders == [3]
-    assert group[3].raft.log.committed == group[3].raft.log.last_index == 7
 
 
 def test_proposals_and_reads_are_refused_during_a_transfer() -> None:
@@ -527,3 +414,15 @@ def test_a_second_leaders_append_in_ones_own_term_is_not_taken() -> None:
     assert is_leader(host.raft)
     assert host.raft.log.entries(host.raft.log.first_index, 1)[0].data == b""
     assert not any(isinstance(message, AppendEntries) for message in said)
+
+
+def test_who_is_no_voter_never_stands_and_forgets_a_leader_that_is_silent() -> None:
+    """Or else it would send clients to a dead leader for as long as no other one is found."""
+    host = Host(4, 3)
+    host.follow(leader=1, term=1)
+
+    host.tick(2 * ELECTION_TICKS)
+
+    assert is_follower(host.raft)
+    assert host.drain() == []
+    assert host.raft.term == 1

@@ -4,7 +4,8 @@ import pytest
 
 from kvorum_node.raft.messages import AppendEntries
 from kvorum_node.raft.types import EntryKind, NotLeading, Settings, TooManyUncommitted
-from tests.support.raft_group import Host, as_leader, rejected, whole
+from tests.support.raft_group import Host, as_leader
+from tests.support.raft_messages import rejected, whole
 
 LIMITS = Settings(
     election_ticks=10,

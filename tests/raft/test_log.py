@@ -7,7 +7,8 @@ import pytest
 
 from kvorum_node.raft.log import Compacted, RaftLog
 from kvorum_node.raft.types import Entry, EntryKind, Index, Position, Term
-from tests.support.raft_group import Disk, entries, position, whole, written
+from tests.support.raft_disk import Disk
+from tests.support.raft_messages import entries, position, whole, written
 
 
 def cut_for(log: list[Entry], low: int, high: int, max_bytes: int) -> list[Entry]:

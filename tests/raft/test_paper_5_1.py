@@ -3,15 +3,12 @@
 import pytest
 
 from kvorum_node.raft.messages import Message
-from tests.support.raft_group import (
-    Host,
+from tests.support.raft_group import Host, is_candidate, is_follower, is_leader
+from tests.support.raft_messages import (
     accepted,
     append,
     heartbeat,
     heartbeat_reply,
-    is_candidate,
-    is_follower,
-    is_leader,
     rejected,
     request_vote,
     timeout_now,

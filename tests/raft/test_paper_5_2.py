@@ -17,15 +17,11 @@ from tests.support.raft_group import (
     ELECTION_TICKS,
     HEARTBEAT_TICKS,
     Host,
-    append,
-    heartbeat,
-    heartbeat_reply,
     is_candidate,
     is_follower,
     is_leader,
-    request_vote,
-    vote,
 )
+from tests.support.raft_messages import append, heartbeat, heartbeat_reply, request_vote, vote
 
 TWENTY_TICKS = Settings(election_ticks=20, heartbeat_ticks=2)
 

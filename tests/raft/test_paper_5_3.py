@@ -6,14 +6,12 @@ import pytest
 
 from kvorum_node.raft.messages import AppendEntries, Message
 from kvorum_node.raft.types import Entry
-from tests.support.raft_group import (
-    Group,
-    Host,
+from tests.support.raft_group import Group, Host, is_leader
+from tests.support.raft_messages import (
     accepted,
     append,
     entries,
     heartbeat,
-    is_leader,
     of_terms,
     rejected,
     vote,

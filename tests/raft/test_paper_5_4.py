@@ -2,16 +2,8 @@
 
 import pytest
 
-from tests.support.raft_group import (
-    Group,
-    Host,
-    accepted,
-    append,
-    request_vote,
-    vote,
-    whole,
-    written,
-)
+from tests.support.raft_group import Group, Host
+from tests.support.raft_messages import accepted, append, request_vote, vote, whole, written
 
 
 @pytest.mark.parametrize("log", ["1@1", "1@1 2@2"])

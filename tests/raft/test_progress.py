@@ -3,6 +3,7 @@
 from kvorum_node.raft.progress import Inflight, Progress, ProgressState
 from kvorum_node.raft.types import Index
 
+START = Index(1)
 PROBE, REPLICATE, SNAPSHOT = ProgressState.PROBE, ProgressState.REPLICATE, ProgressState.SNAPSHOT
 
 
@@ -99,7 +100,7 @@ def test_an_accepted_probe_opens_the_pipeline() -> None:
     follower = progress(next_=5)
     follower.sent(Index(9), 5, 50)
 
-    assert follower.accepted(Index(9))
+    assert follower.accepted(Index(9), START)
 
     assert where(follower) == (REPLICATE, 9, 10)
     assert not paused(follower)
@@ -115,7 +116,7 @@ def test_replication_runs_ahead_of_what_is_acknowledged() -> None:
 
     assert paused(follower)
     assert where(follower) == (REPLICATE, 4, 10)
-    assert follower.accepted(Index(6))
+    assert follower.accepted(Index(6), START)
     assert not paused(follower)
     assert where(follower) == (REPLICATE, 6, 10)
 
@@ -134,8 +135,8 @@ def test_an_empty_message_takes_no_place_in_the_window() -> None:
 def test_an_old_acceptance_is_no_news_and_takes_nothing_back() -> None:
     follower = progress(match=8, next_=12, state=REPLICATE)
 
-    assert not follower.accepted(Index(8))
-    assert not follower.accepted(Index(3))
+    assert not follower.accepted(Index(8), START)
+    assert not follower.accepted(Index(3), START)
 
     assert where(follower) == (REPLICATE, 8, 12)
 
@@ -201,7 +202,7 @@ def test_an_unreachable_follower_is_asked_what_it_has() -> None:
 def test_a_late_acceptance_ends_a_probe_with_what_is_known_for_certain() -> None:
     follower = progress(match=4, next_=10)
 
-    assert follower.accepted(Index(6))
+    assert follower.accepted(Index(6), START)
 
     assert where(follower) == (REPLICATE, 6, 7)
 
@@ -228,7 +229,7 @@ def test_a_sign_of_life_moves_a_stalled_window_by_one_message() -> None:
 
     assert not paused(follower)
     assert follower.due
-    follower.accepted(Index(5))
+    follower.accepted(Index(5), START)
     follower.due = False
     follower.alive(Index(5))
     assert not follower.due  # it has everything
@@ -238,22 +239,57 @@ def test_a_follower_in_need_of_a_snapshot_gets_no_entries() -> None:
     follower = progress(match=4, next_=9)
     follower.needs_snapshot()
 
-    assert paused(follower)
+    follower.alive(Index(20))
     assert not follower.rejected(Index(8), Index(3))
-    assert not follower.accepted(Index(4))
+    assert not follower.accepted(Index(4), Index(6))
+    assert paused(follower)
     assert where(follower) == (SNAPSHOT, 4, 5)
 
-    assert follower.accepted(Index(15))  # it has caught up some other way
-    assert where(follower) == (REPLICATE, 15, 16)
 
-
-def test_a_follower_in_need_of_a_snapshot_is_asked_again_at_a_sign_of_life() -> None:
-    """It may never have been in need: a rejection can be older than an acceptance that was lost."""
+def test_an_acceptance_ends_the_need_of_a_snapshot_only_where_the_log_goes_on() -> None:
+    """One that is late, of entries from before the log's start, must not ask for a second one."""
     follower = progress(match=4, next_=9)
     follower.needs_snapshot()
 
-    follower.alive(Index(20))
+    assert follower.accepted(Index(8), Index(10))
+    assert where(follower) == (SNAPSHOT, 8, 9)
+
+    assert follower.accepted(Index(9), Index(10))
+    assert where(follower) == (REPLICATE, 9, 10)
+
+
+def test_an_installed_snapshot_is_probed_at_once_even_if_there_is_nothing_to_send() -> None:
+    """Its acknowledgement may be lost, and without traffic nothing else would ask for it."""
+    follower = progress(match=4, next_=9)
+    follower.needs_snapshot()
+
+    follower.snapshot_installed(Index(20))
 
     assert where(follower) == (PROBE, 4, 21)
     assert not paused(follower)
     assert follower.due
+
+
+def test_a_failed_snapshot_is_not_repeated_before_a_sign_of_life() -> None:
+    """The follower may have got on meanwhile: so the whole log is guessed to match at first."""
+    follower = progress(match=4, next_=9)
+    follower.needs_snapshot()
+
+    follower.snapshot_failed(Index(20))
+    assert where(follower) == (PROBE, 4, 21)
+    assert paused(follower)
+
+    follower.alive(Index(20))
+    assert not paused(follower)
+    assert follower.due
+
+
+def test_a_late_report_changes_nothing() -> None:
+    follower = progress(match=4, next_=9)
+    follower.accepted(Index(12), START)
+
+    follower.snapshot_failed(Index(20))
+    assert where(follower) == (REPLICATE, 12, 13)
+
+    follower.snapshot_installed(Index(8))
+    assert where(follower) == (REPLICATE, 12, 13)

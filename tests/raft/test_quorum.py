@@ -4,6 +4,7 @@ from itertools import combinations, product
 
 import pytest
 
+from kvorum_node.raft.configuration import Configuration
 from kvorum_node.raft.quorum import VoteResult, majority, reached, vote_result
 from kvorum_node.raft.types import NodeId
 
@@ -40,7 +41,7 @@ def test_reached_is_the_largest_number_that_a_majority_has(count: int) -> None:
             for number in (0, 1, 2, 7)
             if sum(known.get(voter, 0) >= number for voter in voters) > count / 2
         )
-        assert reached(set(voters), known) == by_hand, known
+        assert reached(Configuration(frozenset(voters)), known) == by_hand, known
 
 
 @pytest.mark.parametrize("count", range(1, 7))
@@ -59,11 +60,11 @@ def test_an_election_is_decided_when_no_vote_to_come_can_change_it(count: int) -
             (False,): VoteResult.LOST,
             (False, True): VoteResult.PENDING,
         }[tuple(sorted(endings))]
-        assert vote_result(set(voters), cast) is expected, cast
+        assert vote_result(Configuration(frozenset(voters)), cast) is expected, cast
 
 
 def test_only_voters_count() -> None:
-    voters = set(members(3))
+    voters = Configuration(frozenset(members(3)), learners=frozenset({NodeId(8)}))
     stranger, other = NodeId(8), NodeId(9)
 
     assert reached(voters, {NodeId(1): 5, stranger: 5, other: 5}) == 0

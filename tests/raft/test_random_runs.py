@@ -98,7 +98,7 @@ class Checker:
                 continue
             assert entry.index == len(self.committed) + 1
             holders = [one.node for one in self.hosts.values() if one.disk.has_synced(entry)]
-            assert len(holders) >= majority(host.configuration.voters), (
+            assert len(holders) >= majority(host.raft.configuration.voters), (
                 f"n{host.node} commits {entry}, which only {holders} have on their disks"
             )
             self.committed.append(entry)

@@ -1,20 +1,14 @@
 """Linearizable reads without a log entry: rounds of heartbeats (dissertation, section 6.4)."""
 
-import pytest
-
 from kvorum_node.raft.messages import Heartbeat
 from kvorum_node.raft.read_index import ReadIndex, ReadState
-from kvorum_node.raft.types import Index, NotLeading
+from kvorum_node.raft.types import Index
 from tests.support.raft_group import (
-    ELECTION_TICKS,
     HEARTBEAT_TICKS,
-    Group,
     Host,
-    heartbeat,
-    heartbeat_reply,
     is_follower,
-    is_leader,
 )
+from tests.support.raft_messages import heartbeat, heartbeat_reply
 
 
 def rounds_asked(host: Host) -> list[int]:
@@ -138,22 +132,6 @@ def test_a_read_is_answered_at_the_index_of_its_own_round() -> None:
     assert answered(host) == [((1,), 1), ((2,), 2)]
 
 
-def test_no_round_starts_before_an_entry_of_the_own_term_is_committed() -> None:
-    """2@1 may have been acknowledged by the predecessor, and this leader cannot know it."""
-    host = Host(log="1@1 2@1", term=1, commit=1)
-    host.lead()
-    host.raft.read_index(1)
-    assert rounds_asked(host) == []
-
-    host.step(heartbeat_reply(2, read_round=0, sender=2), heartbeat_reply(2, sender=3))
-    assert answered(host) == []
-
-    host.accept()
-    assert rounds_asked(host) == [1]
-    host.step(heartbeat_reply(2, read_round=1))
-    assert answered(host) == [((1,), 3)]
-
-
 def test_a_lost_round_is_asked_again_with_the_next_heartbeat() -> None:
     host = Host()
     host.lead_established()
@@ -199,32 +177,6 @@ def test_reads_under_way_are_dropped_with_the_office() -> None:
     host.lead_established()
     host.step(heartbeat_reply(3, read_round=0))
     assert answered(host) == []
-
-
-def test_a_paused_leader_does_not_answer_from_the_past() -> None:
-    """n1 sleeps, n2 takes over and writes. n1 wakes, believes that it leads, and must not read."""
-    group = Group.of(3)
-    group.elect(1)
-    group.propose(1)
-    group.isolate(1)
-    group.tick(3 * ELECTION_TICKS, 2, 3)
-    assert len(group.leaders) == 2
-    successor = max(group.leaders)
-    group.propose(successor)
-    assert group[successor].raft.log.committed > group[1].raft.log.committed
-
-    assert is_leader(group[1].raft)
-    group[1].raft.read_index(1)
-    group.run()
-    assert group[1].reads == []
-
-    group.heal()
-    group[1].raft.read_index(2)
-    group.tick(ELECTION_TICKS)
-    assert group[1].reads == []
-    assert is_follower(group[1].raft, leader=successor)
-    with pytest.raises(NotLeading):
-        group[1].raft.read_index(3)
 
 
 def test_a_single_voter_confirms_itself() -> None:

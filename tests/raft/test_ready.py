@@ -10,16 +10,13 @@ import pytest
 
 from kvorum_node.raft.messages import Message
 from kvorum_node.raft.types import HardState, Index, NodeId, Settings, Term
-from tests.support.raft_group import (
-    Group,
-    Host,
+from tests.support.raft_group import Group, Host, is_follower, is_leader
+from tests.support.raft_messages import (
     accepted,
     append,
     entries,
     heartbeat,
     heartbeat_reply,
-    is_follower,
-    is_leader,
     of_terms,
     rejected,
     request_vote,
@@ -168,33 +165,6 @@ def test_a_new_term_is_written_although_nobody_is_answered() -> None:
 # Crashes between the write and the fsync.
 
 
-def test_a_vote_that_a_crash_takes_back_was_never_given() -> None:
-    host = Host()
-    host.step(request_vote(1, sender=2))
-    assert host.take() == ()
-
-    host.crash()
-    host.restart()
-    assert host.ask(request_vote(1, sender=3)) == [vote(1, sender=1, to=3)]
-    host.crash()
-    host.restart()
-    assert host.ask(request_vote(1, sender=2)) == [vote(1, granted=False, sender=1, to=2)]
-
-
-def test_entries_that_a_crash_takes_back_were_never_accepted() -> None:
-    host = Host()
-    host.step(append(1, "0@0", "1@1 2@1"))
-    assert host.take() == ()
-
-    host.crash()
-    host.restart()
-    assert host.raft.log.last_index == 0
-    assert host.ask(append(1, "0@0", "1@1")) == [accepted(1, 1, sender=1, to=2)]
-    host.crash()
-    host.restart()
-    assert whole(host.raft.log) == "1@1"
-
-
 def test_a_candidate_that_crashes_before_its_fsync_has_asked_nobody() -> None:
     host = Host()
     host.step(timeout_now(0))
@@ -247,24 +217,6 @@ def test_a_leader_alone_commits_by_its_own_fsync() -> None:
     host.complete()
 
     assert host.raft.log.committed == 2
-
-
-def test_an_fsync_of_entries_that_were_replaced_meanwhile_counts_for_nothing() -> None:
-    """What reached the disk is 2@1, what the log holds by then is 2@2: it is still to be stored."""
-    host = Host()
-    host.lead_established()
-    host.raft.propose(b"x")
-    host.take()
-
-    host.step(append(2, "1@1", "2@2", sender=2))
-    host.complete()
-    assert whole(host.raft.log) == "1@1 2@2"
-    assert host.raft.log.stable_index == 1
-
-    ready = host.cycle()
-    assert written(ready.entries) == "2@2"
-    assert ready.promises == (accepted(2, 2, sender=1, to=2),)
-    assert written(host.disk.synced_log) == "1@1 2@2"
 
 
 def test_entries_that_arrive_during_an_fsync_are_not_covered_by_it() -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from kvorum.errors import StorageError
+from kvorum_node.raft.configuration import Configuration
 from kvorum_node.raft.types import (
     Entry,
     EntryKind,
@@ -17,6 +18,7 @@ from kvorum_node.storage import layout
 from kvorum_node.storage.engine import Family
 
 GROUP, OTHER = GroupId(1), GroupId(2)
+SPACE = layout.Space(GROUP, 0)
 
 
 @pytest.mark.parametrize(
@@ -47,17 +49,25 @@ def test_every_family_has_a_tag_of_its_own() -> None:
 
 def test_the_bytes_on_the_disk_do_not_change() -> None:
     """What an older version wrote must be found: these are not free to be improved."""
-    assert layout.data_key(GROUP, b"user:1") == b"\0\0\0\1user:1"
-    assert layout.meta_key(GROUP, layout.META_APPLIED) == b"\0\0\0\1applied"
-    assert layout.meta_key(GROUP, layout.META_REVISION) == b"\0\0\0\1revision"
-    assert layout.meta_key(GROUP, layout.META_LOG_TIME_MS) == b"\0\0\0\1log_time_ms"
+    assert layout.data_key(SPACE, b"user:1") == b"\0\0\0\1\0user:1"
+    assert layout.data_key(SPACE.other, b"user:1") == b"\0\0\0\1\1user:1"
+    assert layout.meta_key(SPACE, layout.META_APPLIED) == b"\0\0\0\1\0applied"
+    assert layout.meta_key(SPACE, layout.META_REVISION) == b"\0\0\0\1\0revision"
+    assert layout.meta_key(SPACE, layout.META_LOG_TIME_MS) == b"\0\0\0\1\0log_time_ms"
+    assert layout.space_key(GROUP) == b"\0\0\0\1space"
+    assert layout.staged_key(GROUP) == b"\0\0\0\1staged"
+    assert layout.encode_space(SPACE.other) == b"\1"
     key = layout.entry_key(GROUP, Index(258))
     assert key == b"\0\0\0\1e\0\0\0\0\0\0\1\2"
     value = layout.encode_entry(key, Entry(Index(258), Term(3), EntryKind.COMMANDS, b"data"))
     assert value.hex() == "52117a06" + "0000000000000003" + "01" + b"data".hex()
     assert layout.hard_state_key(GROUP) == b"\0\0\0\1h"
     assert layout.start_key(GROUP) == b"\0\0\0\1s"
-    assert layout.configuration_key(GROUP) == b"\0\0\0\1c"
+    key = layout.configuration_key(GROUP)
+    assert key == b"\0\0\0\1c"
+    configuration = Configuration.of({NodeId(1): "a:1"})
+    value = layout.encode_configuration(key, Index(258), configuration)
+    assert value.hex() == "3ae362bb" + "0000000000000102" + configuration.encode().hex()
 
 
 def test_entries_are_in_the_order_of_their_indexes() -> None:
@@ -77,16 +87,31 @@ def test_entries_are_in_the_order_of_their_indexes() -> None:
     assert not any(start <= key < end for key in others)
 
 
-def test_a_range_of_user_keys_stays_within_its_group() -> None:
-    start, end = layout.data_range(GROUP, b"", None)
-    assert end is not None
-    assert start <= layout.data_key(GROUP, b"") < end
-    assert start <= layout.data_key(GROUP, b"\xff" * 20) < end
-    assert not start <= layout.data_key(OTHER, b"") < end
-    assert layout.data_range(GROUP, b"a", b"b") == (b"\0\0\0\1a", b"\0\0\0\1b")
-    assert layout.user_key(layout.data_key(GROUP, b"a\0b")) == b"a\0b"
-    last = GroupId(2**32 - 1)
-    assert layout.data_range(last, b"", None) == (b"\xff" * 4, None)
+@pytest.mark.parametrize("space", [SPACE, SPACE.other, layout.Space(GroupId(2**32 - 1), 1)])
+def test_a_range_of_user_keys_stays_within_its_space(space: layout.Space) -> None:
+    for start, end in (space.range, layout.data_range(space, b"", None)):
+        assert start <= layout.data_key(space, b"") < end
+        assert start <= layout.data_key(space, b"\xff" * 20) < end
+        for stranger in (space.other, layout.Space(OTHER, 0), layout.Space(OTHER, 1)):
+            assert not start <= layout.data_key(stranger, b"") < end
+            assert not start <= layout.data_key(stranger, b"\xff" * 20) < end
+        assert not start <= layout.space_key(space.group) < end
+        assert not start <= layout.staged_key(space.group) < end
+    prefix = space.prefix
+    assert layout.data_range(space, b"a", b"b") == (prefix + b"a", prefix + b"b")
+    assert layout.without_prefix(layout.data_key(space, b"a\0b")) == b"a\0b"
+
+
+def test_the_state_is_all_but_the_log() -> None:
+    assert {*layout.STATE_FAMILIES, Family.LOG} == set(Family)
+    assert Family.LOG not in layout.STATE_FAMILIES
+    assert list(layout.STATE_FAMILIES) == sorted(layout.STATE_FAMILIES)
+
+
+@pytest.mark.parametrize("value", [b"", b"\2", b"\0\0"])
+def test_a_space_that_is_none_is_refused(value: bytes) -> None:
+    with pytest.raises(StorageError, match=r"group 1 is said to be in the space .*replace"):
+        layout.decode_space(GROUP, value)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +138,20 @@ def test_a_hard_state_comes_back(state: HardState) -> None:
 def test_a_start_comes_back() -> None:
     key, start = layout.start_key(GROUP), Position(Index(9), Term(2))
     assert layout.decode_start(key, layout.encode_start(key, start)) == start
+
+
+def test_a_configuration_comes_back() -> None:
+    key = layout.configuration_key(GROUP)
+    configuration = Configuration.of({NodeId(1): "a:1", NodeId(3): "c:1"})
+    value = layout.encode_configuration(key, Index(9), configuration)
+    assert layout.decode_configuration(key, value) == (9, configuration)
+
+
+@pytest.mark.parametrize("content", [b"", b"1234567", b"\0" * 8 + b"\xff"])
+def test_a_configuration_that_cannot_be_read_is_refused(content: bytes) -> None:
+    key = layout.configuration_key(GROUP)
+    with pytest.raises(StorageError, match="configuration of the group is none"):
+        layout.decode_configuration(key, layout.seal(key, content))
 
 
 def test_no_flipped_bit_is_believed() -> None:

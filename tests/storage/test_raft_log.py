@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from kvorum.errors import StorageError
+from kvorum_node.raft.configuration import Configuration
 from kvorum_node.raft.log import Compacted
 from kvorum_node.raft.types import (
     Entry,
@@ -79,7 +80,8 @@ def test_a_new_log_is_empty(host: Host) -> None:
     log = host.log
     assert (log.first_index(), log.last_index(), log.term(Index(0))) == (1, 0, 0)
     assert log.hard_state() == HardState()
-    assert log.configuration() is None
+    assert log.configurations() == ((0, Configuration()),)
+    assert log.is_new()
     assert log.log_bytes() == 0
 
 
@@ -260,17 +262,6 @@ def test_the_hard_state_is_kept(host: Host, check_reopened: bool) -> None:
         assert host.log.hard_state() == state
 
 
-def test_the_configuration_is_kept(host: Host, check_reopened: bool) -> None:
-    batch = Batch()
-    host.log.bootstrap(batch, b"n1, n2 and n3")
-    host.engine.write(batch)
-    if check_reopened:
-        host.reopen()
-    assert host.log.configuration() == b"n1, n2 and n3"
-    with pytest.raises(AssertionError, match="group 1 has a log already"):
-        host.log.bootstrap(Batch(), b"again")
-
-
 def test_groups_share_an_engine_and_a_batch(engine: Engine) -> None:
     one, two = Host(engine), Host(engine, OTHER)
     batch = Batch()
@@ -308,7 +299,7 @@ def refused(host: Host, match: str) -> None:
 @pytest.fixture
 def stored(host: Host) -> Host:
     batch = Batch()
-    host.log.bootstrap(batch, b"configuration")
+    host.log.bootstrap(batch, Configuration.of({NodeId(1): "a:1"}))
     host.engine.write(batch)
     host.append(*entries_of(1, 1, 1, 2, 2, 3))
     host.cut(2)

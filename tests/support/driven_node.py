@@ -11,29 +11,37 @@ Time stands still until `tick`.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from types import TracebackType
 from typing import Self, TypeVar
 
-from kvorum_node.driver import Driver
+from kvorum_node.driver import LOG_MAX_ENTRIES, Driver
 from kvorum_node.group import Group, Read, Write
 from kvorum_node.machine import Machine
+from kvorum_node.raft.configuration import Configuration
 from kvorum_node.raft.core import Raft
 from kvorum_node.raft.leader import Leader
 from kvorum_node.raft.messages import Message, RequestVote
-from kvorum_node.raft.types import Configuration, GroupId, NodeId, Settings
+from kvorum_node.raft.types import GroupId, Index, NodeId, Settings
+from kvorum_node.snapshots import Chunk, Header, SnapshotFailed, Stream
 from kvorum_node.storage.data_directory import Identity, Storage
-from kvorum_node.storage.engine import Engine
+from kvorum_node.storage.engine import Batch, Engine
 from kvorum_node.storage.raft_log import RaftLogStore
 from kvorumpb.v1.command_pb2 import Command, CommandBatch, Operation, Transaction
 from tests.support.eventually import eventually
-from tests.support.raft_group import accepted, vote
+from tests.support.raft_messages import accepted, vote
+from tests.support.scripted_disk import ScriptedDisk
 
 GROUP = GroupId(1)
 NEVER_SECONDS = 3600.0
 
 MessageT = TypeVar("MessageT", bound=Message)
+
+
+async def no_way(peer: NodeId, header: Header, chunks: AsyncIterator[Chunk]) -> Index:
+    """A stream that breaks at once."""
+    raise SnapshotFailed(f"the test gives no way to n{peer}")
 
 
 class DrivenNode:
@@ -49,6 +57,8 @@ class DrivenNode:
         settings: Settings | None = None,
         tick_seconds: float = NEVER_SECONDS,
         log_max_bytes: int = 1 << 30,
+        log_max_entries: int = LOG_MAX_ENTRIES,
+        stream: Stream | None = None,
     ) -> None:
         storage = storage or Storage.memory(Identity("test", NodeId(1)))
         self.storage = replace(storage, log=log or storage.log, state=state or storage.state)
@@ -58,8 +68,10 @@ class DrivenNode:
         self.driver = Driver(
             self.storage,
             send=lambda _, messages: self.sent.extend(messages),
+            stream=stream or no_way,
             tick_seconds=tick_seconds,
             log_max_bytes=log_max_bytes,
+            log_max_entries=log_max_entries,
         )
         members = [NodeId(number) for number in range(1, voters + 1)]
         self.group = self.add_group(GROUP, members, settings)
@@ -70,10 +82,16 @@ class DrivenNode:
         self, group: GroupId, members: list[NodeId], settings: Settings | None = None
     ) -> Group:
         log = RaftLogStore(self.storage.log, group)
+        if log.is_new() and members:
+            batch = Batch()
+            log.bootstrap(
+                batch, Configuration.of({member: f"host{member}:7100" for member in members})
+            )
+            disk = self.storage.log  # no test counts this write
+            (disk.engine if isinstance(disk, ScriptedDisk) else disk).write(batch)
         machine = Machine(self.storage.state, group)
         raft = Raft(
             NodeId(1),
-            Configuration(frozenset(members)),
             log,
             hard_state=log.hard_state(),
             applied=machine.applied,
@@ -85,7 +103,6 @@ class DrivenNode:
             raft,
             machine,
             log,
-            addresses={member: f"host{member}:7100" for member in members},
             clock_ms=lambda: self.clock_ms,
             wake=self.driver.wake,
         )

@@ -10,7 +10,7 @@ What arrived is in `messages` and `calls`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -133,13 +133,20 @@ class FakeNode:
     def open_streams(self) -> int:
         return len(self._streams)
 
-    def lead(self, *, term: int, address: str = "") -> None:
+    def lead(self, *, term: int, address: str = "", members: Sequence["FakeNode"] = ()) -> None:
         """Say, on every stream, that this node leads."""
-        self.follow(self, term=term, address=address)
+        self.follow(self, term=term, address=address, members=members)
 
-    def follow(self, leader: "FakeNode | None", *, term: int, address: str = "") -> None:
+    def follow(
+        self,
+        leader: "FakeNode | None",
+        *,
+        term: int,
+        address: str = "",
+        members: Sequence["FakeNode"] = (),
+    ) -> None:
         """Say, on every stream, who leads."""
-        self._leadership = Leadership(term=term)
+        self._leadership = Leadership(term=term, members=[node.address for node in members])
         if leader is not None:
             self._leadership.leader = leader.name
             self._leadership.address = address or leader.address

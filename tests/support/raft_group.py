@@ -1,16 +1,10 @@
 """Raft cores under a test's hand: in-memory disks, an in-memory queue, no clock.
 
-    Disk    what a member has written, and what of it a crash would leave
     Host    one member: a `Raft`, its disk, and the law of `Ready` (core.py)
     Group   several hosts and the messages between them
 
 Rules: nothing here waits, hosts and messages are taken in a fixed order, and chance
-comes from a seed; so a test says exactly what happens. Positions are written `index@term`,
-and a log as its entries in that notation: "1@1 2@1 3@2".
-
-The functions at the end write messages as a test wants to read them. Unless told
-otherwise they come from n2 and go to n1: most tests put one member, n1, in front
-of the others' messages.
+comes from a seed; so a test says exactly what happens.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,25 +12,17 @@ from dataclasses import dataclass, field
 from random import Random
 
 from kvorum_node.raft.candidate import Candidate
+from kvorum_node.raft.configuration import Configuration
 from kvorum_node.raft.core import Raft, Ready
 from kvorum_node.raft.follower import Follower
 from kvorum_node.raft.leader import Leader
-from kvorum_node.raft.log import Compacted, RaftLog
+from kvorum_node.raft.log import Snapshot
 from kvorum_node.raft.messages import (
-    AppendEntries,
-    AppendEntriesReply,
-    Heartbeat,
-    HeartbeatReply,
     Message,
-    RequestVote,
-    RequestVoteReply,
-    TimeoutNow,
 )
 from kvorum_node.raft.read_index import ReadState
 from kvorum_node.raft.types import (
-    Configuration,
     Entry,
-    EntryKind,
     HardState,
     Index,
     NodeId,
@@ -44,6 +30,8 @@ from kvorum_node.raft.types import (
     Settings,
     Term,
 )
+from tests.support.raft_disk import Disk
+from tests.support.raft_messages import accepted, entries, heartbeat, timeout_now, vote
 
 ELECTION_TICKS = 10
 HEARTBEAT_TICKS = 2
@@ -54,98 +42,6 @@ def lowest(low: int, high: int) -> int:
     """A `randint` without chance."""
     del high
     return low
-
-
-class Disk:
-    """The stored log (a `LogReader`) and hard state of one member.
-
-    Reads see every write at once; a crash leaves what was synced, and as many of
-    the writes since then as the test wants: a later one never without an earlier one.
-    """
-
-    def __init__(
-        self, log: Sequence[Entry] = (), hard_state: HardState | None = None, start: str = "0@0"
-    ) -> None:
-        self.start = position(start)
-        self.log: tuple[Entry, ...] = tuple(log)
-        self.hard_state = hard_state or HardState()
-        self._synced = (self.log, self.hard_state)
-        self._unsynced: list[tuple[tuple[Entry, ...], HardState]] = []
-
-    def write(self, entries: Sequence[Entry], hard_state: HardState | None) -> None:
-        if entries:
-            first = entries[0].index
-            if not self.start.index < first <= self.last_index() + 1:
-                raise AssertionError(f"{entries[0]} does not join a log that ends at {self.last}")
-            self.log = (*self.log[: first - self.start.index - 1], *entries)
-        if hard_state is not None:
-            self.hard_state = hard_state
-        self._unsynced.append((self.log, self.hard_state))
-
-    def sync(self) -> None:
-        self._synced = (self.log, self.hard_state)
-        self._unsynced.clear()
-
-    def crash(self, *, surviving: int = 0) -> None:
-        """Lose the writes since the last sync, but for the first few of them."""
-        states = [self._synced, *self._unsynced]
-        self.log, self.hard_state = states[min(surviving, len(self._unsynced))]
-        self.sync()
-
-    def cut(self, through: int) -> None:
-        """Drop the entries up to and including this one, durably."""
-        start = Position(Index(through), self.term(Index(through)))
-        self.log = self.log[through - self.start.index :]
-        self.start = start
-        self.sync()
-
-    @property
-    def unsynced_writes(self) -> int:
-        return len(self._unsynced)
-
-    @property
-    def synced_log(self) -> tuple[Entry, ...]:
-        return self._synced[0]
-
-    @property
-    def synced_hard_state(self) -> HardState:
-        return self._synced[1]
-
-    def has_synced(self, entry: Entry) -> bool:
-        """Whether a crash would leave the entry, or its effect in the state (it was cut)."""
-        at = entry.index - self.start.index - 1
-        log = self.synced_log
-        return at < 0 or (at < len(log) and log[at].term == entry.term)
-
-    @property
-    def last(self) -> Position:
-        return self.start if not self.log else Position(self.log[-1].index, self.log[-1].term)
-
-    def first_index(self) -> Index:
-        return Index(self.start.index + 1)
-
-    def last_index(self) -> Index:
-        return Index(self.start.index + len(self.log))
-
-    def term(self, index: Index) -> Term:
-        if index < self.start.index:
-            raise Compacted
-        if index == self.start.index:
-            return self.start.term
-        return self.log[index - self.start.index - 1].term
-
-    def entries(self, low: Index, high: Index, max_bytes: int) -> list[Entry]:
-        if low <= self.start.index:
-            raise Compacted
-        if not low < high <= self.last_index() + 1:
-            raise AssertionError(f"entries [{low}, {high}) of a log that ends at {self.last}")
-        found: list[Entry] = []
-        for entry in self.log[low - self.start.index - 1 : high - self.start.index - 1]:
-            max_bytes -= len(entry.data)
-            if found and max_bytes < 0:
-                break
-            found.append(entry)
-        return found
 
 
 class Host:
@@ -167,21 +63,25 @@ class Host:
     ) -> None:
         members = range(1, voters + 1) if isinstance(voters, int) else voters
         self.node = NodeId(node)
-        self.configuration = Configuration(frozenset(NodeId(member) for member in members))
+        initial = Configuration.of({NodeId(member): "" for member in members})
         self.settings = settings
         self.randint = randint
         hard_state = HardState(Term(term), None if vote is None else NodeId(vote), Index(commit))
-        self.disk = Disk(entries(log) if isinstance(log, str) else log, hard_state, start)
+        self.disk = Disk(entries(log) if isinstance(log, str) else log, hard_state, start, initial)
         self.up = True
         self.pending: Ready | None = None
         self.applied: list[Entry] = []
         """What the state machine was handed since the process started, in order."""
         self.reads: list[ReadState] = []
+        self.installed: list[Snapshot] = []
+        """The snapshots that took the place of the state since the process started."""
+        self.snapshots_to: list[NodeId] = []
+        """Whom the member wants to be sent a snapshot, and the test has not yet reported on."""
         self.raft = self._load(applied)
 
     @property
     def others(self) -> list[NodeId]:
-        return sorted(self.configuration.voters - {self.node})
+        return sorted(self.raft.configuration.members - {self.node})
 
     @property
     def leads(self) -> bool:
@@ -192,8 +92,9 @@ class Host:
     def take(self) -> tuple[Message, ...]:
         """Take a Ready and write it; returns what leaves before the fsync is done."""
         self.pending = ready = self.raft.ready()
-        if ready.entries or ready.hard_state is not None:
-            self.disk.write(ready.entries, ready.hard_state)
+        if ready.hard_state is not None:
+            self.disk.write(ready.entries, ready.hard_state, ready.snapshot)
+        self.snapshots_to.extend(ready.snapshots_to)
         return ready.messages
 
     def complete(self) -> tuple[Message, ...]:
@@ -203,6 +104,8 @@ class Host:
             raise AssertionError("nothing was taken")
         if ready.must_sync:
             self.disk.sync()
+        if ready.snapshot is not None:
+            self.installed.append(ready.snapshot)
         self.applied.extend(ready.committed)
         self.reads.extend(ready.reads)
         self.raft.advance(ready)
@@ -231,6 +134,7 @@ class Host:
         self.disk.crash(surviving=surviving)
         self.up, self.pending = False, None
         self.applied, self.reads = [], []
+        self.installed, self.snapshots_to = [], []
 
     def restart(self, *, applied: int = 0) -> None:
         """Start again from the disk, with a state machine that holds the entries to `applied`."""
@@ -240,7 +144,6 @@ class Host:
     def _load(self, applied: int) -> Raft:
         return Raft(
             self.node,
-            self.configuration,
             self.disk,
             hard_state=self.disk.hard_state,
             applied=Index(applied),
@@ -423,126 +326,3 @@ def is_leader(raft: Raft) -> bool:
 def as_leader(raft: Raft) -> Leader:
     assert isinstance(raft.role, Leader)
     return raft.role
-
-
-# Logs and positions in the notation of the project.
-
-
-def position(text: str) -> Position:
-    """`3@2`: the position at index 3 of term 2."""
-    index, term = text.split("@")
-    return Position(Index(int(index)), Term(int(term)))
-
-
-def entries(text: str, *, data: bytes = b"") -> tuple[Entry, ...]:
-    """`1@1 2@1 3@2`: entries at these positions."""
-    kind = EntryKind.COMMANDS if data else EntryKind.NOOP
-    return tuple(
-        Entry(where.index, where.term, kind, data) for where in map(position, text.split())
-    )
-
-
-def of_terms(*terms: int) -> tuple[Entry, ...]:
-    """The log whose entries are of these terms, from index 1 on: the boxes of the figures."""
-    return tuple(Entry(Index(at), Term(term)) for at, term in enumerate(terms, start=1))
-
-
-def written(log: Iterable[Entry]) -> str:
-    """Entries as `1@1 2@1 3@2`."""
-    return " ".join(map(str, log))
-
-
-def whole(log: RaftLog) -> str:
-    """All of a member's log, stored or not."""
-    return written(log.entries(log.first_index, 1 << 30))
-
-
-# Messages, from n2 to n1 unless told otherwise.
-
-
-def request_vote(
-    term: int,
-    last: str = "0@0",
-    *,
-    sender: int = 2,
-    to: int = 1,
-    pre: bool = False,
-    transfer: bool = False,
-) -> RequestVote:
-    return RequestVote(
-        sender=NodeId(sender),
-        recipient=NodeId(to),
-        term=Term(term),
-        last=position(last),
-        pre=pre,
-        transfer=transfer,
-    )
-
-
-def vote(
-    term: int, *, granted: bool = True, pre: bool = False, sender: int = 2, to: int = 1
-) -> RequestVoteReply:
-    return RequestVoteReply(
-        sender=NodeId(sender), recipient=NodeId(to), term=Term(term), granted=granted, pre=pre
-    )
-
-
-def append(
-    term: int,
-    previous: str = "0@0",
-    log: str | Sequence[Entry] = (),
-    *,
-    commit: int = 0,
-    sender: int = 2,
-    to: int = 1,
-) -> AppendEntries:
-    return AppendEntries(
-        sender=NodeId(sender),
-        recipient=NodeId(to),
-        term=Term(term),
-        previous=position(previous),
-        entries=entries(log) if isinstance(log, str) else tuple(log),
-        commit=Index(commit),
-    )
-
-
-def accepted(term: int, index: int, *, sender: int = 2, to: int = 1) -> AppendEntriesReply:
-    return AppendEntriesReply(
-        sender=NodeId(sender), recipient=NodeId(to), term=Term(term), index=Index(index)
-    )
-
-
-def rejected(
-    term: int, index: int, hint: str, *, sender: int = 2, to: int = 1
-) -> AppendEntriesReply:
-    return AppendEntriesReply(
-        sender=NodeId(sender),
-        recipient=NodeId(to),
-        term=Term(term),
-        index=Index(index),
-        hint=position(hint),
-    )
-
-
-def heartbeat(
-    term: int, *, commit: int = 0, read_round: int = 0, sender: int = 2, to: int = 1
-) -> Heartbeat:
-    return Heartbeat(
-        sender=NodeId(sender),
-        recipient=NodeId(to),
-        term=Term(term),
-        commit=Index(commit),
-        read_round=read_round,
-    )
-
-
-def heartbeat_reply(
-    term: int, *, read_round: int = 0, sender: int = 2, to: int = 1
-) -> HeartbeatReply:
-    return HeartbeatReply(
-        sender=NodeId(sender), recipient=NodeId(to), term=Term(term), read_round=read_round
-    )
-
-
-def timeout_now(term: int, *, sender: int = 2, to: int = 1) -> TimeoutNow:
-    return TimeoutNow(sender=NodeId(sender), recipient=NodeId(to), term=Term(term))

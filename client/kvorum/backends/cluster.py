@@ -152,6 +152,8 @@ class ClusterBackend:
         if session is self._leader and leadership.term >= self._view.term and not leadership.leader:
             self._view.disclaim()
         self._observe(leadership.term, leadership.leader, leadership.address)
+        for address in leadership.members:
+            self._meet(address)
         self._steer()
 
     def on_reply(self, session: Session, pending: PendingCall, reply: Reply) -> None:
@@ -204,8 +206,13 @@ class ClusterBackend:
         if term > self._view.term:
             self._proven = None
         self._view.observe(term, leader, address)
-        if self._view.address and self._view.address not in self._nodes:
-            self._nodes[self._view.address] = _Node(self._view.address)
+        if self._view.address:
+            self._meet(self._view.address)
+
+    def _meet(self, address: str) -> None:
+        """Remember a node that others have named: those of the target may all be replaced."""
+        if address not in self._nodes:
+            self._nodes[address] = _Node(address)
 
     # Where calls go.
 

@@ -3,6 +3,8 @@
     app.py              the commands put together; errors and exit statuses
     node.py             `kvorum node`: flags, environment and file become one configuration
     cluster.py          `kvorum cluster ...`: what is printed about a local cluster
+    member.py           `kvorum member list | add | promote | remove`
+    recover.py          `kvorum recover`: what is left of a cluster that lost its majority
     data.py             `kvorum get | put | delete | list | add | status`
     transfer.py         `kvorum import | export`
 

@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 import kvorum
-from kvorum.cli import cluster, console, data, node, transfer
+from kvorum.cli import cluster, console, data, member, node, recover, transfer
 from kvorum.errors import KvorumError
 
 
@@ -57,7 +57,7 @@ def _root(
 
 CLUSTER_PANEL = "A cluster on this machine"
 DATA_PANEL = "Data"
-NODE_PANEL = "Running a node"
+NODE_PANEL = "Running nodes"
 
 app.add_typer(cluster.app, name="cluster", rich_help_panel=CLUSTER_PANEL)
 for command in (data.get, data.put, data.delete, data.list_, data.add, data.status):
@@ -65,3 +65,5 @@ for command in (data.get, data.put, data.delete, data.list_, data.add, data.stat
 app.command("import", rich_help_panel=DATA_PANEL)(transfer.import_)
 app.command("export", rich_help_panel=DATA_PANEL)(transfer.export)
 app.command("node", rich_help_panel=NODE_PANEL)(node.node)
+app.add_typer(member.app, name="member", rich_help_panel=NODE_PANEL)
+app.command("recover", rich_help_panel=NODE_PANEL)(recover.recover)

@@ -15,15 +15,18 @@ import typer
 from rich.markup import escape
 
 from kvorum.cli import console, node_view
+from kvorum.cli import member as member_commands
 from kvorum.cli.cluster_file import (
     DEFAULT_DIRECTORY,
     DIRECTORY_VARIABLE,
     LocalClusterError,
     default_directory,
 )
+from kvorum.errors import MembershipChangeRefused
 
 if TYPE_CHECKING:
     from kvorum.cli.local_cluster import LocalCluster, NodeReport
+    from kvorumpb.v1 import cluster_pb2
 
 T = TypeVar("T")
 
@@ -114,6 +117,62 @@ def status(*, directory: DirectoryOption = DEFAULT_DIRECTORY, as_json: JsonOptio
     for report in reports:
         if report.problem:
             console.err().print(f"{report.node.name}: {escape(report.problem)}", soft_wrap=True)
+
+
+@app.command()
+def add(*, directory: DirectoryOption = DEFAULT_DIRECTORY, as_json: JsonOption = False) -> None:
+    """Add a node, and start it; return once it is a voter."""
+    cluster = _cluster(directory)
+    waits_for = ""
+
+    def report(member: "cluster_pb2.Member", lag: int) -> None:
+        nonlocal waits_for
+        waits_for = member.name
+        spinner.update(member_commands.waiting_text(member, lag))
+
+    with console.err().status("adding a node") as spinner:
+        try:
+            name = asyncio.run(cluster.add(report))
+        except KeyboardInterrupt:
+            if not waits_for:
+                raise
+            spinner.stop()
+            member_commands.say_it_goes_on(waits_for)
+            raise typer.Exit(member_commands.INTERRUPTED) from None
+    if as_json:
+        _print_json(cluster, asyncio.run(cluster.status()), added=name)
+        return
+    node = cluster.node(name)
+    out = console.out()
+    out.print(f"[green]{name}[/] runs at {node.address}, and is a voter")
+
+
+@app.command()
+def remove(
+    node: NodeArgument,
+    *,
+    keep_data: Annotated[
+        bool, typer.Option("--keep-data", help="Leave its data directory and log file.")
+    ] = False,
+    force: member_commands.ForceOption = False,
+    directory: DirectoryOption = DEFAULT_DIRECTORY,
+) -> None:
+    """Remove a member for ever, and its data; return once its process has ended.
+
+    Works for a dead node too: to replace one, `add` first, then `remove` it.
+    """
+    cluster = _cluster(directory)
+    name = _resolve(cluster, node)
+    try:
+        obeyed = _run_with_spinner(
+            f"removing {name}", lambda: cluster.remove(name, force=force, keep_data=keep_data)
+        )
+    except MembershipChangeRefused as error:
+        member_commands.explain_refusal(error)
+        raise typer.Exit(1) from None
+    if not obeyed:
+        console.err().print(f"{name} did not hear of it, and was stopped")
+    console.out().print(f"removed {name}, {'data kept' if keep_data else 'data deleted'}")
 
 
 @app.command()

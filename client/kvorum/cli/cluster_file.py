@@ -17,7 +17,7 @@ DEFAULT_DIRECTORY: Final = Path(".kvorum")
 DIRECTORY_VARIABLE: Final = "KVORUM_CLUSTER_DIR"
 
 FILE_NAME: Final = "cluster.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 def default_directory() -> Path:
@@ -49,6 +49,9 @@ class NodeRecord:
     name: str
     address: str
     process: ProcessIdentity | None = None
+    introduction: tuple[str, ...] = ()
+    """Arguments of `kvorum node` that say which cluster is meant, until the node has answered
+    once: from then on its data directory knows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +119,23 @@ class ClusterFile:
 
 def _parse_node(node: object) -> NodeRecord:
     match node:
-        case {"name": str(name), "address": str(address), "process": None}:
-            return NodeRecord(name, address)
         case {
             "name": str(name),
             "address": str(address),
-            "process": {"pid": int(pid), "created": float(created)},
+            "process": process,
+            "introduction": [*introduction],
         }:
-            return NodeRecord(name, address, ProcessIdentity(pid, created))
+            arguments = tuple(str(argument) for argument in introduction)
+            return NodeRecord(name, address, _parse_process(process), arguments)
         case _:
             raise ValueError(f"node {node!r}")
+
+
+def _parse_process(process: object) -> ProcessIdentity | None:
+    match process:
+        case None:
+            return None
+        case {"pid": int(pid), "created": float(created)}:
+            return ProcessIdentity(pid, created)
+        case _:
+            raise ValueError(f"process {process!r}")

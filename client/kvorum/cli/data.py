@@ -7,8 +7,7 @@ pipe is the data itself, and `--json` is for scripts.
 import asyncio
 import json
 import sys
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
@@ -24,7 +23,7 @@ from kvorum.target import Cluster, parse_target
 
 if TYPE_CHECKING:
     from kvorum import KV, Entry
-    from kvorumpb.v1 import cluster_pb2
+    from kvorum.admin import Status, Survey
 
 T = TypeVar("T")
 
@@ -200,82 +199,65 @@ def status(
 
     Exit status 1 if none answers.
     """
-    answers = asyncio.run(_ask_nodes(choose_target(target), timeout))
+    survey = asyncio.run(_ask_nodes(choose_target(target), timeout))
     if as_json:
-        print(json.dumps({"nodes": [_status_row(answer) for answer in answers]}, indent=2))
+        rows = [_status_row(address, outcome) for address, outcome in survey.outcomes.items()]
+        print(json.dumps({"nodes": rows}, indent=2))
     else:
-        _print_answers(answers)
-    if not any(answer.status for answer in answers):
+        _print_survey(survey)
+    if not survey.answers:
         raise typer.Exit(FAILED)
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What a node said, or why it said nothing."""
-
-    address: str
-    status: "cluster_pb2.GetStatusResponse | None" = None
-    problem: str = ""
-
-
-async def _ask_nodes(target: str, timeout_seconds: float) -> list[_Answer]:
-    """The answers of each address in the target, and of each member that those name."""
+async def _ask_nodes(target: str, timeout_seconds: float) -> "Survey":
     from kvorum.admin import ClusterAdmin  # noqa: PLC0415 - imports grpc
 
-    async def ask(address: str) -> _Answer:
-        try:
-            return _Answer(address, await admin.status(address, timeout=timeout_seconds))
-        except KvorumError as error:
-            return _Answer(address, problem=str(error))
+    async with ClusterAdmin(cluster_addresses(target)) as admin:
+        return await admin.survey(timeout=timeout_seconds)
 
-    async def ask_all(addresses: Iterable[str]) -> list[_Answer]:
-        return list(await asyncio.gather(*map(ask, addresses)))
 
+def cluster_addresses(target: str) -> tuple[str, ...]:
+    """The addresses of nodes in a target; InvalidTarget if it is no cluster."""
     parsed = parse_target(target)
     if not isinstance(parsed, Cluster):
         raise InvalidTarget(f"{target} is no cluster: only kvorum:// targets have nodes")
-    async with ClusterAdmin(parsed.addresses) as admin:
-        answers = await ask_all(parsed.addresses)
-        members = {
-            member.address
-            for answer in answers
-            if answer.status
-            for member in answer.status.members
-        }
-        answers += await ask_all(sorted(members - set(parsed.addresses)))
-    return answers
+    return parsed.addresses
 
 
-def _status_row(answer: _Answer) -> dict[str, Any]:
-    status = answer.status
+def _status_row(address: str, outcome: "Status | KvorumError") -> dict[str, Any]:
+    problem = str(outcome) if isinstance(outcome, KvorumError) else None
+    status = None if isinstance(outcome, KvorumError) else outcome
     return {
-        "address": answer.address,
+        "address": address,
         "name": status.name if status else None,
         "role": node_view.role(status),
         "leader": status.leader or None if status else None,
         **node_view.counters(status),
         "log_bytes": status.log_bytes if status else None,
         "version": status.version if status else None,
-        "problem": answer.problem or None,
+        "problem": problem,
     }
 
 
-def _print_answers(answers: list[_Answer]) -> None:
+def _print_survey(survey: "Survey") -> None:
     numbers = node_view.COUNTER_HEADINGS
     table = console.new_table("address", "name", "role", *numbers, "version", numbers=numbers)
-    for answer in answers:
-        status = answer.status
+    problems = []
+    for address, outcome in survey.outcomes.items():
+        if isinstance(outcome, KvorumError):
+            table.add_row(address, "", "[red]unreachable[/]")
+            problems.append(str(outcome))
+            continue
         table.add_row(
-            answer.address,
-            status.name if status else "",
-            node_view.role_markup(node_view.role(status)) if status else "[red]unreachable[/]",
-            *map(node_view.cell, node_view.counters(status).values()),
-            status.version if status else "",
+            address,
+            outcome.name,
+            node_view.role_markup(node_view.role(outcome)),
+            *map(node_view.cell, node_view.counters(outcome).values()),
+            outcome.version,
         )
     console.out().print(table)
-    for answer in answers:
-        if answer.problem:
-            console.err().print(escape(answer.problem), soft_wrap=True)
+    for problem in problems:
+        console.err().print(escape(problem), soft_wrap=True)
 
 
 def _describe(entry: "Entry[bytes]") -> dict[str, Any]:

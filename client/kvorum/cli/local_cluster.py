@@ -25,7 +25,7 @@ import shutil
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -142,7 +142,7 @@ class LocalCluster:
 
     async def status(self) -> list[NodeReport]:
         """What each node is doing, in the order of their names."""
-        async with ClusterAdmin([node.address for node in self.nodes]) as admin:
+        async with self._admin() as admin:
             return await self._ask_all(admin)
 
     async def leader(self) -> str:
@@ -195,6 +195,78 @@ class LocalCluster:
             await self._start([node.name for node in dead])
             return [node.name for node in dead]
 
+    async def add(self, report: Callable[[cluster_pb2.Member, int], None]) -> str:
+        """Add a node, and return its name once it is a voter.
+
+        Interrupted while it catches up, it goes on, and becomes a voter by itself.
+
+        Args:
+            report: as that of ClusterAdmin.wait_until_voter.
+
+        Raises:
+            MembershipChangeRefused: and nothing was started.
+            NodeFailed: the node is a member, and ended: to be restarted, or removed.
+        """
+        with self._exclusively():
+            known = self.nodes
+            port = _choose_port(known)
+            address = f"{HOST}:{port}"
+            async with self._admin() as admin:
+                name = await admin.add_member(address)
+                members = ",".join(node.address for node in known)
+                record = NodeRecord(name, address, introduction=("--join", members))
+                self._change(lambda file: replace(file, nodes=(*file.nodes, record)))
+                started = {name: _size(self.node(name).log_file)}
+                try:
+                    await self._start([name], write=False)
+                except NodeFailed as error:
+                    raise NodeFailed(
+                        f"{error}\n{name} is a member all the same: try again with `kvorum cluster"
+                        f" restart {name}`, or give it up with `kvorum cluster remove {name}`"
+                    ) from error
+
+                def look(member: cluster_pb2.Member, lag: int) -> None:
+                    self._raise_if_ended(started)
+                    report(member, lag)
+
+                await admin.wait_until_voter(name, look)
+        return name
+
+    async def remove(self, name: str, *, force: bool = False, keep_data: bool = False) -> bool:
+        """Remove a member, wait until its process has ended, and forget the node.
+
+        Safe to repeat: what is no member any more is only tidied up.
+
+        Args:
+            force: even if the others may be left without a majority.
+            keep_data: leave its data directory and its log file.
+
+        Returns:
+            Whether the process ended by itself, or was dead already; else it was stopped.
+
+        Raises:
+            MembershipChangeRefused: and everything is as it was.
+        """
+        with self._exclusively():
+            node = self.node(name)
+            async with self._admin() as admin:
+                view = await admin.status(await admin.find_leader())
+                if any(member.name == name for member in view.members):
+                    await admin.remove_member(name, force=force)
+            obeyed = await processes.wait_until(
+                lambda: processes.state(node.process) is ProcessState.DEAD, STOP_SECONDS
+            )
+            if not obeyed:
+                await self._stop([node])
+            self._change(
+                lambda file: replace(
+                    file, nodes=tuple(record for record in file.nodes if record.name != name)
+                )
+            )
+            if not keep_data:
+                _delete_files(node)
+        return obeyed
+
     async def restart(self, name: str) -> None:
         """Stop the node with SIGTERM if it is alive, start it, and wait until it answers."""
         with self._exclusively():
@@ -242,8 +314,11 @@ class LocalCluster:
     # The steps.
 
     async def _create(self, ports: Sequence[int], flags: tuple[str, ...]) -> list[str]:
+        addresses = {f"n{number}": f"{HOST}:{port}" for number, port in enumerate(ports, 1)}
+        members = ",".join(f"{name}={address}" for name, address in addresses.items())
         records = tuple(
-            NodeRecord(f"n{number}", f"{HOST}:{port}") for number, port in enumerate(ports, 1)
+            NodeRecord(name, address, introduction=("--cluster", members))
+            for name, address in addresses.items()
         )
         nodes = [self._locate(record) for record in records]
         _refuse_taken_ports(nodes)
@@ -270,24 +345,23 @@ class LocalCluster:
         except BaseException:
             self._kill_now([self.node(name) for name in names])
             raise
+        for name in names:
+            self._change_record(name, lambda record: replace(record, introduction=()))
 
     def _spawn(self, name: str) -> None:
-        node, file = self.node(name), self._file()
-        members = ",".join(f"{record.name}={record.address}" for record in file.nodes)
+        file = self._file()
+        record = next(record for record in file.nodes if record.name == name)
+        node = self._locate(record)
         command = [
             # -P: a file of the current directory must not pass for a module.
             *(sys.executable, "-P", "-m", "kvorum.cli", "node", name),
             *("--data-dir", str(node.data_dir.absolute())),
             *("--listen", node.address),
-            *("--cluster", members),
+            *record.introduction,
             *file.flags,
         ]
         identity = processes.start(command, node.log_file)
-        records = tuple(
-            replace(record, process=identity) if record.name == name else record
-            for record in file.nodes
-        )
-        replace(file, nodes=records).write(self.directory)
+        self._change_record(name, lambda record: replace(record, process=identity))
 
     async def _wait_until_usable(self, started: Mapping[str, int], *, write: bool) -> None:
         """Wait until the started nodes answer and, if `write`, a write has succeeded.
@@ -296,7 +370,7 @@ class LocalCluster:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + START_SECONDS
-        async with ClusterAdmin([node.address for node in self.nodes]) as admin:
+        async with self._admin() as admin:
             while True:
                 self._raise_if_ended(started)
                 reports = await self._ask_all(admin)
@@ -361,15 +435,30 @@ class LocalCluster:
     def _wipe(self, nodes: Sequence[LocalNode]) -> None:
         """Remove what is the cluster's, and the directory if nothing else is in it."""
         for node in nodes:
-            shutil.rmtree(node.data_dir, ignore_errors=True)
-            node.log_file.unlink(missing_ok=True)
+            _delete_files(node)
         ClusterFile.remove(self.directory)
         self._lock_path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.directory.rmdir()
 
+    def _admin(self) -> ClusterAdmin:
+        return ClusterAdmin([node.address for node in self.nodes])
+
     def _file(self) -> ClusterFile:
         return ClusterFile.read(self.directory)
+
+    def _change(self, change: Callable[[ClusterFile], ClusterFile]) -> None:
+        change(self._file()).write(self.directory)
+
+    def _change_record(self, name: str, change: Callable[[NodeRecord], NodeRecord]) -> None:
+        self._change(
+            lambda file: replace(
+                file,
+                nodes=tuple(
+                    change(record) if record.name == name else record for record in file.nodes
+                ),
+            )
+        )
 
     def _locate(self, record: NodeRecord) -> LocalNode:
         return LocalNode(
@@ -427,6 +516,11 @@ def tail(path: Path, lines: int, *, skip_bytes: int = 0) -> list[str]:
     return [line.decode("utf-8", "replace").rstrip("\r\n") for line in last]
 
 
+def _delete_files(node: LocalNode) -> None:
+    shutil.rmtree(node.data_dir, ignore_errors=True)
+    node.log_file.unlink(missing_ok=True)
+
+
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
@@ -471,3 +565,12 @@ def _choose_ports(nodes: int | None, base_port: int | None) -> Sequence[int]:
         return processes.free_ports(count)
     first = DEFAULT_BASE_PORT if base_port is None else base_port
     return range(first, first + count)
+
+
+def _choose_port(known: Sequence[LocalNode]) -> int:
+    """For one more node: the next one if it is free, else any."""
+    following = max(node.port for node in known) + 1
+    if following < processes.FREE_PORTS.stop and processes.is_port_free(HOST, following):
+        return following
+    [port] = processes.free_ports(1)
+    return port

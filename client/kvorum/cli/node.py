@@ -34,9 +34,7 @@ def node(
     ctx: typer.Context,
     name: Annotated[
         str | None,
-        typer.Argument(
-            envvar="KVORUM_NAME", show_envvar=False, help="This node's name, one of --cluster: n1."
-        ),
+        typer.Argument(envvar="KVORUM_NAME", show_envvar=False, help="This node's name: n1."),
     ] = None,
     *,
     config: Annotated[
@@ -48,11 +46,15 @@ def node(
     ] = None,
     advertise: Annotated[
         str | None,
-        _option("ADVERTISE", "Where others reach it; its address in --cluster.", "host:port"),
+        _option("ADVERTISE", "Where others reach it, if not there.", "host:port"),
     ] = None,
     cluster: Annotated[
         str | None,
-        _option("CLUSTER", "All members, the same on every node.", "n1=host:port,n2=..."),
+        _option("CLUSTER", "Begin a cluster of these, the same on each.", "n1=host:port,n2=..."),
+    ] = None,
+    join: Annotated[
+        str | None,
+        _option("JOIN", "Join the cluster of these, after `member add`.", "host:port,..."),
     ] = None,
     cluster_name: Annotated[
         str | None, _option("CLUSTER_NAME", "Tells clusters apart that have the same members.")
@@ -83,10 +85,15 @@ def node(
     Each setting can also come from a variable (KVORUM_DATA_DIR for --data-dir)
     or from the file --config (data_dir): a flag wins over the variable, the
     variable over the file.
+
+    The first start needs --cluster or --join. From then on the data directory
+    knows the cluster.
     """
     given = {setting: value for setting, value in ctx.params.items() if value is not None}
     if cluster is not None:
         given["cluster"] = parse_cluster(cluster)
+    if join is not None:
+        given["join"] = [address.strip() for address in join.split(",")]
     file = given.pop("config", None)
     settings = given if file is None else read_config(file) | given
     raise typer.Exit(_run(settings))

@@ -27,6 +27,19 @@ def role_markup(name: str | None) -> str:
     return "[bold green]leader[/]" if name == "leader" else escape(name or "")
 
 
+def kind(member: "cluster_pb2.Member") -> str:
+    """`voter`, `learner`, or `leaving` for one that votes until a change is complete."""
+    from kvorumpb.v1 import cluster_pb2  # noqa: PLC0415 - loaded already if there is a member
+
+    name = cluster_pb2.Member.Kind.Name(member.kind).lower()
+    return "leaving" if name == "outgoing" else name
+
+
+def lag(member: "cluster_pb2.Member", leader: "cluster_pb2.GetStatusResponse") -> int:
+    """How many entries of the leader's log the member is not known to have."""
+    return max(0, leader.last_index - member.match_index)
+
+
 def counters(status: "cluster_pb2.GetStatusResponse | None") -> dict[str, int | None]:
     """Term, positions and revision by their names in the protocol."""
     return {name: None if status is None else getattr(status, name) for name in COUNTERS}

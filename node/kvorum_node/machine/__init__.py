@@ -10,22 +10,33 @@ How a write passes through, in the order to read the files:
 
     commands.py      an entry's data becomes commands, or stops the node
     execution.py     commands run one after the other, each atomic, on an overlay
-    machine.py       the overlay, the applied index, the revision and the log time
-                     go to the engine in one batch
+    machine.py       the overlay and where it leads to (standing.py) go to the engine
+                     in one batch
     listing.py       pages of records, with cursor.py for the place to go on from
     content_hash.py  proof that two nodes hold the same
+    snapshot.py      the whole state as a stream, and a stream as a state
 
 The machine trusts what is in the log: requests are checked before they are
 proposed (kvorum_node.validation). What it does not trust is its own ability to
 understand the log: an instruction that it does not know stops the node, since to
 skip it would let this node's state part from that of the others without a word.
 
-Not here: history, watches, expiry, exactly-once and snapshots. Log time, the
-format number of a batch and the reserved rows of the key layout are their places.
+Not here: history, watches, expiry and exactly-once. Log time, the format number
+of a batch and the reserved rows of the key layout are their places.
 """
 
 from kvorum_node.machine.commands import FORMAT, UnknownCommand
 from kvorum_node.machine.content_hash import ContentHash, ContentHasher
 from kvorum_node.machine.machine import Machine
+from kvorum_node.machine.snapshot import SnapshotDamaged, SnapshotReader, Staging
 
-__all__ = ["FORMAT", "ContentHash", "ContentHasher", "Machine", "UnknownCommand"]
+__all__ = [
+    "FORMAT",
+    "ContentHash",
+    "ContentHasher",
+    "Machine",
+    "SnapshotDamaged",
+    "SnapshotReader",
+    "Staging",
+    "UnknownCommand",
+]

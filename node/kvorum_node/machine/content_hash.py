@@ -61,7 +61,7 @@ class ContentHasher:
         """Hash one slice. None while there may be more."""
         slice_bytes, slice_end = 0, self._record_count + SLICE_RECORDS
         for stored_key, stored in self._stored:
-            self._update(layout.user_key(stored_key), stored)
+            self._update(layout.without_prefix(stored_key), stored)
             slice_bytes += len(stored)
             if slice_bytes >= SLICE_BYTES or self._record_count == slice_end:
                 return None

@@ -57,7 +57,7 @@ class Execution:
     __slots__ = ("_done", "_engine", "_prefix", "_result_bytes", "_writes", "revision")
 
     def __init__(self, engine: Engine, prefix: bytes, revision: int) -> None:
-        """`prefix` is what the group's storage keys begin with; `revision` is where it stands."""
+        """`prefix` begins every storage key of the state; `revision` is where it stands."""
         self.revision = revision
         self._engine = engine
         self._prefix = prefix

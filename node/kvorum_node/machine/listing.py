@@ -12,14 +12,13 @@ from kvorum_node.machine.cursor import Selection
 from kvorum_node.raft.types import GroupId
 from kvorum_node.storage import layout
 from kvorum_node.storage.engine import Engine, Family
+from kvorum_node.storage.layout import Space
 from kvorumpb.v1.kv_pb2 import ListRequest, ListResponse
 
 
-def list_records(
-    engine: Engine, group: GroupId, revision: int, request: ListRequest
-) -> ListResponse:
+def list_records(engine: Engine, space: Space, revision: int, request: ListRequest) -> ListResponse:
     """The page that the request asks for. Raises InvalidCursor."""
-    selection = select(group, request)
+    selection = select(space.group, request)
     start = selection.start
     if request.page_token:
         # The smallest key above the last one that was returned.
@@ -28,13 +27,13 @@ def list_records(
     maximum_records = request.page_size or limits.DEFAULT_PAGE_RECORDS
     page, page_bytes, last = response.records, 0, b""
     for stored_key, stored in engine.scan(
-        Family.DATA, *layout.data_range(group, start, selection.end)
+        Family.DATA, *layout.data_range(space, start, selection.end)
     ):
         page_bytes += len(stored_key) + len(stored)
         if page and (len(page) == maximum_records or page_bytes > limits.MAX_PAGE_BYTES):
             response.next_page_token = cursor.encode(last, selection)
             break
-        last = layout.user_key(stored_key)
+        last = layout.without_prefix(stored_key)
         record = page.add()
         record.key = last
         records.load(record, last, stored)

@@ -4,29 +4,32 @@ The law of `apply`: the records, the applied index, the revision and the log tim
 that a run of entries leads to are written in one batch of the engine. A crash
 therefore leaves a state that some index has led to, and that index; the log is
 applied again from there, and leads to where it led before.
+
+The state is in one of two spaces (storage/layout.py). A snapshot is staged in the
+other one, and installing it is one batch: the spaces change places, and the one
+that was left is emptied.
 """
 
-import struct
 from collections import deque
 from collections.abc import Container, Sequence
-from typing import Final, TypeAlias, assert_never
+from typing import TypeAlias, assert_never
 
 from kvorum.errors import StorageError
 from kvorum_node.machine import listing, records
 from kvorum_node.machine.commands import decode_batch
 from kvorum_node.machine.content_hash import ContentHasher
 from kvorum_node.machine.execution import Execution
+from kvorum_node.machine.snapshot import SnapshotReader, Staging
+from kvorum_node.machine.standing import Standing, load_staged
 from kvorum_node.raft.types import Entry, EntryKind, GroupId, Index
 from kvorum_node.storage import layout
 from kvorum_node.storage.engine import Batch, Engine, Family
+from kvorum_node.storage.layout import Space
 from kvorumpb.v1.command_pb2 import Record, TransactionResult
 from kvorumpb.v1.kv_pb2 import ListRequest, ListResponse
 
 Results: TypeAlias = list[list[TransactionResult]]
 """Of each entry, one result per command. (An alias, since Machine has a method `list`.)"""
-
-_NUMBER: Final = struct.Struct(">q")
-"""How META holds the applied index, the revision and the log time."""
 
 
 class Machine:
@@ -35,34 +38,33 @@ class Machine:
     def __init__(self, engine: Engine, group: GroupId) -> None:
         """Stands where the engine was left. Raises StorageError if that cannot be read."""
         self._engine = engine
-        self._group = group
-        self._prefix = layout.group_prefix(group)
-        self._applied = Index(self._load(layout.META_APPLIED))
-        self._revision = self._load(layout.META_REVISION)
-        self._log_time_ms = self._load(layout.META_LOG_TIME_MS)
+        held = engine.get(Family.META, layout.space_key(group))
+        self._space = Space(group, 0) if held is None else layout.decode_space(group, held)
+        self._standing = Standing.load(engine, self._space)
+        self._staging: Staging | None = None
 
     @property
     def applied(self) -> Index:
         """The index of the last entry applied; 0 before the first."""
-        return self._applied
+        return self._standing.applied
 
     @property
     def revision(self) -> int:
         """The revision of the last transaction that wrote; 0 before the first."""
-        return self._revision
+        return self._standing.revision
 
     @property
     def log_time_ms(self) -> int:
         """The latest time stamped on an entry, in milliseconds since the Unix epoch."""
-        return self._log_time_ms
+        return self._standing.log_time_ms
 
     def apply(self, entries: Sequence[Entry], *, wanted: Container[Index] | None = None) -> Results:
         """Carry out committed entries, which go on where the last call ended.
 
-        Returns one list per entry, with one result per command of it; that of a
-        NOOP is empty, and so is that of an entry that is not `wanted` (all are, if
-        None): what nobody waits for must not be held in memory. How much is written
-        at once is the caller's choice of entries.
+        Returns one list per entry, with one result per command of it; that of another
+        kind of entry is empty, and so is that of an entry that is not `wanted` (all
+        are, if None): what nobody waits for must not be held in memory. How much is
+        written at once is the caller's choice of entries.
 
         Raises UnknownCommand at an entry that this version does not understand,
         and StorageError if the engine fails: then nothing of the call has
@@ -70,8 +72,8 @@ class Machine:
         """
         if not entries:
             return []
-        execution = Execution(self._engine, self._prefix, self._revision)
-        applied, log_time_ms = self._applied, self._log_time_ms
+        execution = Execution(self._engine, self._space.prefix, self._standing.revision)
+        applied, log_time_ms = self._standing.applied, self._standing.log_time_ms
         results: Results = []
         for entry in entries:
             if entry.index != applied + 1:
@@ -87,22 +89,21 @@ class Machine:
                     else:
                         deque(outcomes, maxlen=0)  # carried out, and forgotten one by one
                         results.append([])
-                case EntryKind.NOOP:
+                case EntryKind.NOOP | EntryKind.CONFIGURATION:
                     results.append([])
                 case unexpected:
                     assert_never(unexpected)
         batch = Batch()
         execution.save(batch)
-        self._save(batch, layout.META_APPLIED, applied)
-        self._save(batch, layout.META_REVISION, execution.revision)
-        self._save(batch, layout.META_LOG_TIME_MS, log_time_ms)
+        standing = Standing(applied, execution.revision, log_time_ms)
+        standing.save(batch, self._space)
         self._engine.write(batch)
-        self._applied, self._revision, self._log_time_ms = applied, execution.revision, log_time_ms
+        self._standing = standing
         return results
 
     def get(self, key: bytes) -> Record | None:
         """The record of the key, with its key filled in; None if there is none."""
-        stored = self._engine.get(Family.DATA, self._prefix + key)
+        stored = self._engine.get(Family.DATA, layout.data_key(self._space, key))
         if stored is None:
             return None
         record = Record(key=key)
@@ -115,24 +116,74 @@ class Machine:
         Costs what the page costs, however many records there are before and
         after it. Raises InvalidCursor if the page token is not one of this list.
         """
-        return listing.list_records(self._engine, self._group, self._revision, request)
+        return listing.list_records(self._engine, self._space, self._standing.revision, request)
 
     def content_hash(self) -> ContentHasher:
         """Begin to hash all records as they are now, whatever is applied meanwhile."""
-        start, end = layout.data_range(self._group, b"", None)
-        return ContentHasher(self._engine.scan(Family.DATA, start, end), self._revision)
+        return ContentHasher(
+            self._engine.scan(Family.DATA, *self._space.range), self._standing.revision
+        )
 
-    def _load(self, name: bytes) -> int:
-        stored = self._engine.get(Family.META, layout.meta_key(self._group, name))
-        if stored is None:
-            return 0
-        if len(stored) != _NUMBER.size:
+    # Snapshots.
+
+    def read_snapshot(self) -> SnapshotReader:
+        """Begin to read the state as it is now, whatever is applied or installed meanwhile."""
+        return SnapshotReader(self._engine, self._space, self._standing.applied)
+
+    def stage_snapshot(self) -> Staging:
+        """Begin to receive a state, in place of what was staged before and of that staging.
+
+        Not while a staged state may still be installed: between the InstallSnapshot that
+        tells the core of it and the end of the Ready that answers.
+        """
+        self.discard_staged()
+        self._staging = Staging(self._engine, self._space.other)
+        return self._staging
+
+    @property
+    def staged(self) -> Index | None:
+        """What the state that was staged as a whole has applied; None if there is none."""
+        return load_staged(self._engine, self._space.group)
+
+    def discard_staged(self) -> None:
+        """Empty the other space, and end the staging that is under way."""
+        if self._staging is not None:
+            self._staging.abandon()
+            self._staging = None
+        batch = Batch()
+        if self.staged is not None:
+            batch.delete(Family.META, layout.staged_key(self._space.group))
+        start, end = self._space.other.range
+        for family in layout.STATE_FAMILIES:
+            # A range delete costs every read of the family a little: none without need.
+            if next(self._engine.scan(family, start, end), None) is not None:
+                batch.delete_range(family, start, end)
+        if not batch.is_empty:
+            self._engine.write(batch)
+
+    def install(self, applied: Index) -> None:
+        """Let the staged state, which has applied so much, be the state.
+
+        A crash may take this back as long as the engine is not synced, but not the
+        staged state, if it was synced: `recovery.reconcile` does it again then.
+
+        Raises:
+            StorageError: no such state is staged, or it cannot be read; or the engine
+                failed. Nothing has changed.
+        """
+        if applied <= self._standing.applied:
+            raise AssertionError(f"the state at {applied} for that at {self._standing.applied}")
+        if self.staged != applied:
             raise StorageError(
-                f"{name.decode()} of group {self._group} has {len(stored)} bytes instead of "
-                f"{_NUMBER.size}: the disk has altered it; replace this node"
+                f"the state at {applied} cannot be installed: what is staged is that at"
+                f" {self.staged}. The disk has lost it; replace this node"
             )
-        (number,) = _NUMBER.unpack(stored)
-        return int(number)
-
-    def _save(self, batch: Batch, name: bytes, number: int) -> None:
-        batch.put(Family.META, layout.meta_key(self._group, name), _NUMBER.pack(number))
+        old, new = self._space, self._space.other
+        standing = Standing.load(self._engine, new)
+        batch = Batch()
+        batch.put(Family.META, layout.space_key(new.group), layout.encode_space(new))
+        batch.delete(Family.META, layout.staged_key(new.group))
+        for family in layout.STATE_FAMILIES:
+            batch.delete_range(family, *old.range)
+        self._engine.write(batch)
+        self._space, self._standing, self._staging = new, standing, None

@@ -19,7 +19,8 @@ Read it in this order:
     types.py       the nouns          messages.py    what members say
     core.py        inputs, effects (`Ready`, with its law), the table (role, message) -> handler
     follower.py    candidate.py    leader.py         what each role does
-    log.py         stored and unstable entries
+    log.py         stored and unstable entries, snapshots, the configuration that holds
+    configuration.py    membership.py                who is a member, and how that changes
     progress.py    read_index.py    quorum.py        parts of the leader
 
 What goes beyond the paper's figure 2, and why:
@@ -36,6 +37,13 @@ What goes beyond the paper's figure 2, and why:
   * A leader does not announce a commit by itself; the next append or heartbeat carries it.
   * Candidates repeat an undecided election sooner than followers start one.
 
-What is left out: changes of membership, and snapshots. A follower that needs entries
-from before the log's start stays in the state SNAPSHOT, and gets none.
+  * Members change by joint consensus, in entries that hold the whole configuration and
+    that count from when they are appended (dissertation, sections 4.1 and 4.3). Learners
+    are promoted by the leader once they have caught up. Ids are never used again, so
+    that a member that was removed can be told apart from one that is not known yet.
+  * A follower that needs what was cut from the log is sent a snapshot. The core asks the
+    host for it, and learns what became of it; how it travels is the host's affair, and
+    the core goes on meanwhile.
+
+What is left out: leases for reads, and priorities among candidates.
 """

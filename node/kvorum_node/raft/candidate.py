@@ -11,7 +11,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kvorum_node.raft import leader
-from kvorum_node.raft.messages import AppendEntries, Heartbeat, RequestVote, RequestVoteReply
+from kvorum_node.raft.messages import (
+    AppendEntries,
+    Heartbeat,
+    InstallSnapshot,
+    RequestVote,
+    RequestVoteReply,
+)
 from kvorum_node.raft.quorum import VoteResult, vote_result
 from kvorum_node.raft.types import NodeId, Term
 
@@ -29,8 +35,14 @@ class Candidate:
 
 
 def stand(raft: Raft, *, pre: bool, transfer: bool = False) -> None:
-    """Ask all voters for their vote; a member that is no voter stays what it is."""
-    if raft.node not in raft.configuration.voters:
+    """Ask all voters for their vote; who is no voter only forgets the leader it has lost.
+
+    A voter whose removal is not committed stands as well, and does not count itself: it
+    may be the only one whose log has what the others need (dissertation, section 4.2.2).
+    """
+    voters = raft.configuration.all_voters
+    if raft.node not in voters | raft.committed_configuration.all_voters:
+        raft.become_follower(raft.term, None)
         return
     raft.role = role = Candidate(pre)
     raft.reset_election_timeout()
@@ -41,7 +53,7 @@ def stand(raft: Raft, *, pre: bool, transfer: bool = False) -> None:
     if _decide(raft, role):
         return
     last = raft.log.last
-    for voter in sorted(raft.configuration.voters - {raft.node}):
+    for voter in sorted(voters - {raft.node}):
         raft.promise(
             RequestVote(
                 sender=raft.node,
@@ -68,7 +80,9 @@ def on_request_vote_reply(raft: Raft, role: Candidate, message: RequestVoteReply
     _decide(raft, role)
 
 
-def on_leader_appeared(raft: Raft, role: Candidate, message: AppendEntries | Heartbeat) -> None:
+def on_leader_appeared(
+    raft: Raft, role: Candidate, message: AppendEntries | Heartbeat | InstallSnapshot
+) -> None:
     """Another member has won this term."""
     del role
     raft.become_follower(message.term, message.sender)
@@ -76,7 +90,11 @@ def on_leader_appeared(raft: Raft, role: Candidate, message: AppendEntries | Hea
 
 
 def answer_request(raft: Raft, role: Follower | Candidate | Leader, message: RequestVote) -> None:
-    """Vote at most once a term, and only for a log that has all that may be committed."""
+    """Vote at most once a term, and only for a log that has all that may be committed.
+
+    Also as a learner: the candidate asks whom *it* knows as a voter, and may be right
+    where this log does not reach to the promotion yet.
+    """
     free = raft.vote in (None, message.sender) and raft.leader in (None, message.sender)
     granted = (free or (message.pre and message.term > raft.term)) and raft.log.is_up_to_date(
         message.last
@@ -98,7 +116,7 @@ def answer_request(raft: Raft, role: Follower | Candidate | Leader, message: Req
 
 def _decide(raft: Raft, role: Candidate) -> bool:
     """Act on the votes so far; returns whether the election is over."""
-    match vote_result(raft.configuration.voters, role.votes):
+    match vote_result(raft.configuration, role.votes):
         case VoteResult.WON if role.pre:
             stand(raft, pre=False)
         case VoteResult.WON:

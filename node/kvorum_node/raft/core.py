@@ -1,28 +1,31 @@
 """The Raft core: one member of one group, as a function from inputs to effects.
 
 Inputs: `step` (a message arrived), `tick` (time passed), `propose`, `read_index`,
-`transfer_leadership`, `report_unreachable`. Effects: `ready()` returns all of
-them as one value, and the host reports back with `advance(ready)`. In between
-the core waits for nothing and knows nothing of clocks, sockets and disks.
+`change_members`, `transfer_leadership`, `report_unreachable`, `report_snapshot`.
+Effects: `ready()` returns all of them as one value, and the host reports back with
+`advance(ready)`. In between the core waits for nothing and knows nothing of clocks,
+sockets and disks.
 
 What a member does depends on its role and on the message: that is the table
 `HANDLERS`. The roles are in follower.py, candidate.py and leader.py, each with
 the state that only it needs; here is what they share: the term, the vote, the log.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kvorum_node.raft import candidate, follower, leader
 from kvorum_node.raft.candidate import Candidate
+from kvorum_node.raft.configuration import Change, Configuration
 from kvorum_node.raft.follower import Follower
 from kvorum_node.raft.leader import Leader
-from kvorum_node.raft.log import LogReader, RaftLog
+from kvorum_node.raft.log import LogReader, RaftLog, Snapshot
 from kvorum_node.raft.messages import (
     AppendEntries,
     AppendEntriesReply,
     Heartbeat,
     HeartbeatReply,
+    InstallSnapshot,
     Message,
     RequestVote,
     RequestVoteReply,
@@ -30,7 +33,6 @@ from kvorum_node.raft.messages import (
 )
 from kvorum_node.raft.read_index import ReadState
 from kvorum_node.raft.types import (
-    Configuration,
     Entry,
     EntryKind,
     HardState,
@@ -47,8 +49,8 @@ from kvorum_node.raft.types import (
 class Ready:
     """All that the host has to do now, in the order of the fields.
 
-    The law: `messages` may leave at once. `hard_state` and `entries` are written as
-    one, and fsynced, before a single one of `promises` leaves: a vote or an
+    The law: `messages` may leave at once. `hard_state`, `snapshot` and `entries` are
+    written as one, and fsynced, before a single one of `promises` leaves: a vote or an
     acknowledgement that a crash could take back would break the protocol. Then
     `committed` is applied, `reads` are answered as far as the state has reached their
     index, and `advance` is called. The next Ready is taken after that.
@@ -58,7 +60,11 @@ class Ready:
     """A leader's appends and heartbeats: they promise nothing, so they need not wait."""
 
     hard_state: HardState | None
-    """Replaces the stored one. Set if the term or the vote is new, or there are entries."""
+    """Replaces the stored one. Set if the term or the vote is new, or there is more to write."""
+
+    snapshot: Snapshot | None
+    """Replaces the whole stored log, which begins after it, and the state that was applied:
+    with the one that the host had received when it stepped InstallSnapshot."""
 
     entries: tuple[Entry, ...]
     """Replace whatever the stored log has at or after the first of them."""
@@ -70,6 +76,10 @@ class Ready:
     """To apply, in order; each is handed out once, after it is in `entries` or was before."""
 
     reads: tuple[ReadState, ...]
+
+    snapshots_to: tuple[NodeId, ...]
+    """Followers to be sent a snapshot of the state, in the host's own time and way: each of
+    them gets nothing else until `report_snapshot`, which must be called for each."""
 
     @property
     def must_sync(self) -> bool:
@@ -83,7 +93,6 @@ class Raft:
     def __init__(
         self,
         node: NodeId,
-        configuration: Configuration,
         log: LogReader,
         *,
         hard_state: HardState,
@@ -92,7 +101,6 @@ class Raft:
         settings: Settings | None = None,
     ) -> None:
         self.node = node
-        self.configuration = configuration
         self.settings = settings or Settings()
         self.term = hard_state.term
         self.vote = hard_state.vote
@@ -100,6 +108,7 @@ class Raft:
         self.role: Follower | Candidate | Leader = Follower()
         self.election_timeout = 0
         self.reads: list[ReadState] = []
+        self.snapshots_to: list[NodeId] = []
         self._randint = randint
         self._written = (hard_state.term, hard_state.vote)
         self._messages: list[Message] = []
@@ -119,6 +128,16 @@ class Raft:
                 return self.node
             case Candidate():
                 return None
+
+    @property
+    def configuration(self) -> Configuration:
+        """The members: as the last entry that changes them says, committed or not."""
+        return self.log.configuration
+
+    @property
+    def committed_configuration(self) -> Configuration:
+        """The members as far as that cannot be taken back."""
+        return self.log.committed_configuration
 
     @property
     def hard_state(self) -> HardState:
@@ -174,6 +193,19 @@ class Raft:
         """
         self._leading().reads.add(request)
 
+    def change_members(self, changes: Sequence[Change], *, force: bool = False) -> Position:
+        """Change the members, in one step of the group; returns where the first entry stands.
+
+        The change is complete when a configuration that is not joint is committed at or
+        behind that position: the leader sees to it. With `force`, it may leave the group
+        without a majority that is alive, or with voters that lag.
+
+        Raises:
+            NotLeading
+            ChangeRefused: not so, or not now; nothing was appended.
+        """
+        return leader.change_members(self, self._leading(), changes, force=force)
+
     def campaign(self) -> None:
         """Stand for election now, as if the time-out had passed."""
         if not isinstance(self.role, Leader):
@@ -195,6 +227,11 @@ class Raft:
         if isinstance(self.role, Leader) and node in self.role.progress:
             self.role.progress[node].unreachable()
 
+    def report_snapshot(self, node: NodeId, index: Index | None) -> None:
+        """The member has the state through the index, or (None) the snapshot did not get there."""
+        if isinstance(self.role, Leader):
+            leader.report_snapshot(self, self.role, node, index)
+
     # Effects.
 
     def has_ready(self) -> bool:
@@ -204,6 +241,7 @@ class Raft:
             or self._promises
             or self.reads
             or self.log.has_untaken
+            or self.log.has_snapshot
             or (self.term, self.vote) != self._written
             or self.log.applied < self.log.committed
             or (isinstance(self.role, Leader) and leader.has_work(self, self.role))
@@ -216,12 +254,14 @@ class Raft:
         self._awaits_advance = True
         if isinstance(self.role, Leader):
             leader.send_what_is_due(self, self.role)
+        snapshot = self.log.take_snapshot()
         entries = self.log.take_unstable()
         changed = (self.term, self.vote) != self._written
         ready = Ready(
             messages=tuple(self._messages),
             # A commit index alone is not worth a write: it comes along with the next entries.
-            hard_state=self.hard_state if changed or entries else None,
+            hard_state=self.hard_state if changed or entries or snapshot else None,
+            snapshot=snapshot,
             entries=entries,
             promises=tuple(self._promises),
             committed=tuple(
@@ -232,11 +272,13 @@ class Raft:
                 )
             ),
             reads=tuple(self.reads),
+            snapshots_to=tuple(self.snapshots_to),
         )
         self._written = (self.term, self.vote)
         self._messages.clear()
         self._promises.clear()
         self.reads.clear()
+        self.snapshots_to.clear()
         return ready
 
     def advance(self, ready: Ready) -> None:
@@ -245,8 +287,11 @@ class Raft:
             raise AssertionError("advance without a ready")
         self._awaits_advance = False
         if ready.committed:
-            self.log.applied = ready.committed[-1].index
-        if ready.entries:
+            self.log.applied = max(self.log.applied, ready.committed[-1].index)
+        if ready.snapshot is not None:
+            self.log.installed()
+        # What was written before a snapshot that came meanwhile goes when that is installed.
+        if ready.entries and not self.log.has_snapshot:
             self.log.stable(ready.entries[-1])
             if isinstance(self.role, Leader):
                 leader.advance_commit(self, self.role)
@@ -310,7 +355,7 @@ class Raft:
         lower term would never win.
         """
         match message:
-            case AppendEntries() | Heartbeat():
+            case AppendEntries() | Heartbeat() | InstallSnapshot():
                 self.promise(
                     HeartbeatReply(sender=self.node, recipient=message.sender, term=self.term)
                 )
@@ -339,7 +384,8 @@ def _is_hypothetical(message: Message) -> bool:
 
 def _leader_by(message: Message) -> NodeId | None:
     """The leader of the message's term, if the message tells."""
-    return message.sender if isinstance(message, AppendEntries | Heartbeat) else None
+    by_leader = isinstance(message, AppendEntries | Heartbeat | InstallSnapshot)
+    return message.sender if by_leader else None
 
 
 # (role, message) -> handler. What is not in the table is of no interest to the role:
@@ -350,6 +396,8 @@ HANDLERS: dict[tuple[type, type], Callable[..., None]] = {
     (Leader, RequestVote): candidate.answer_request,
     (Follower, AppendEntries): follower.on_append_entries,
     (Candidate, AppendEntries): candidate.on_leader_appeared,
+    (Follower, InstallSnapshot): follower.on_install_snapshot,
+    (Candidate, InstallSnapshot): candidate.on_leader_appeared,
     (Follower, Heartbeat): follower.on_heartbeat,
     (Candidate, Heartbeat): candidate.on_leader_appeared,
     (Follower, TimeoutNow): follower.on_timeout_now,

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvorum_node.raft import candidate
+from kvorum_node.raft.log import Snapshot
 from kvorum_node.raft.messages import (
     AppendEntries,
     AppendEntriesReply,
     Heartbeat,
     HeartbeatReply,
+    InstallSnapshot,
     TimeoutNow,
 )
 from kvorum_node.raft.types import Index, NodeId
@@ -38,12 +40,12 @@ def on_append_entries(raft: Raft, role: Follower, message: AppendEntries) -> Non
     log = raft.log
     if message.previous.index < log.committed:
         # An old message: all that it could say before the commit index is known already.
-        _accept(raft, message, log.committed)
+        _accept(raft, message.sender, log.committed)
     elif log.matches(message.previous):
         last = log.append_missing(message.previous.index, message.entries)
         # Beyond `last` the log may hold entries of which this leader knows nothing.
         log.commit_to(min(message.commit, last))
-        _accept(raft, message, last)
+        _accept(raft, message.sender, last)
     else:
         raft.promise(
             AppendEntriesReply(
@@ -69,6 +71,20 @@ def on_heartbeat(raft: Raft, role: Follower, message: Heartbeat) -> None:
     )
 
 
+def on_install_snapshot(raft: Raft, role: Follower, message: InstallSnapshot) -> None:
+    """Take the snapshot for the log through its last entry, if there is news in it."""
+    _heard(role, message.sender)
+    log = raft.log
+    if message.last.index <= log.committed:
+        _accept(raft, message.sender, log.committed)  # older than what is here: never go back
+        return
+    if log.matches(message.last):
+        log.commit_to(message.last.index)  # the entries are here, and the snapshot vouches for them
+    else:
+        log.restore(Snapshot(message.last, message.configuration))
+    _accept(raft, message.sender, message.last.index)
+
+
 def on_timeout_now(raft: Raft, role: Follower, message: TimeoutNow) -> None:
     del role, message
     candidate.stand(raft, pre=False, transfer=True)
@@ -79,7 +95,7 @@ def _heard(role: Follower, leader: NodeId) -> None:
     role.elapsed = 0
 
 
-def _accept(raft: Raft, message: AppendEntries, index: Index) -> None:
+def _accept(raft: Raft, leader: NodeId, index: Index) -> None:
     raft.promise(
-        AppendEntriesReply(sender=raft.node, recipient=message.sender, term=raft.term, index=index)
+        AppendEntriesReply(sender=raft.node, recipient=leader, term=raft.term, index=index)
     )

@@ -7,9 +7,12 @@ the next Ready, so that all that arrived meanwhile travels together.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from kvorum_node.raft import membership
+from kvorum_node.raft.configuration import Change, Configuration
 from kvorum_node.raft.log import Compacted
 from kvorum_node.raft.messages import (
     AppendEntries,
@@ -19,9 +22,10 @@ from kvorum_node.raft.messages import (
     TimeoutNow,
 )
 from kvorum_node.raft.progress import Inflight, Progress
-from kvorum_node.raft.quorum import majority, reached
+from kvorum_node.raft.quorum import is_quorum, reached
 from kvorum_node.raft.read_index import ReadIndex
 from kvorum_node.raft.types import (
+    ChangeRefused,
     Entry,
     EntryKind,
     Index,
@@ -55,6 +59,11 @@ class Leader:
     reads: ReadIndex = field(default_factory=ReadIndex)
     transfer: Transfer | None = None
 
+    log_end: Index | None = None
+    log_end_before: Index | None = None
+    """Where the log ended at the last quorum check, and at the one before: an election time-out
+    ago at least, and two at most. None if this leader did not lead then."""
+
     established: bool = False
     """An entry of this leader's own term is committed."""
 
@@ -65,19 +74,9 @@ class Leader:
 
 def lead(raft: Raft) -> None:
     """Take office: nothing is known of the others' logs, and an entry of the term is due."""
-    settings = raft.settings
-    raft.role = role = Leader(
-        {
-            member: Progress(
-                match=Index(0),
-                next=Index(raft.log.last_index + 1),
-                inflight=Inflight(settings.max_inflight_messages, settings.max_inflight_bytes),
-                active=True,
-            )
-            for member in sorted(raft.configuration.voters - {raft.node})
-        }
-    )
-    propose(raft, role, b"", EntryKind.NOOP)
+    raft.role = role = Leader({})
+    _follow_configuration(raft, role)
+    _append(raft, role, b"", EntryKind.NOOP)
     _send_heartbeats(raft, role)
 
 
@@ -90,9 +89,11 @@ def tick(raft: Raft, role: Leader) -> None:
             role.transfer = None
     if role.elapsed >= raft.settings.election_ticks:
         role.elapsed = 0
-        if not _hears_majority(raft, role):
+        if not _hears_quorum(raft, role):
             raft.become_follower(raft.term, None)
             return
+        role.log_end_before, role.log_end = role.log_end, raft.log.last_index
+    _promote_learners(raft, role)
     if role.since_heartbeat >= raft.settings.heartbeat_ticks:
         _send_heartbeats(raft, role)
 
@@ -103,15 +104,15 @@ def propose(raft: Raft, role: Leader, data: bytes, kind: EntryKind) -> Position:
     # One entry is always taken, however large: a limit below an entry would stop everything.
     if role.uncommitted_bytes and total > raft.settings.max_uncommitted_bytes:
         raise TooManyUncommitted
-    entry = Entry(Index(raft.log.last_index + 1), raft.term, kind, data)
-    raft.log.append([entry])
-    role.uncommitted.append((entry.index, size))
-    role.uncommitted_bytes = total
-    return Position(entry.index, entry.term)
+    return _append(raft, role, data, kind)
+
+
+def change_members(raft: Raft, role: Leader, changes: Sequence[Change], *, force: bool) -> Position:
+    return _configure(raft, role, membership.plan(raft, role, changes, force=force))
 
 
 def transfer(raft: Raft, role: Leader, target: NodeId) -> None:
-    if target not in role.progress or target not in raft.configuration.voters:
+    if target == raft.node or target not in raft.configuration.voters:
         raise ValueError(f"n{target} is not another voter")
     role.transfer = Transfer(target)
 
@@ -124,7 +125,7 @@ def on_append_entries_reply(raft: Raft, role: Leader, message: AppendEntriesRepl
     if message.hint is not None:
         meeting = raft.log.probable_match(message.hint.index, message.hint.term)
         progress.rejected(message.index, meeting.index)
-    elif progress.accepted(message.index):
+    elif progress.accepted(message.index, raft.log.first_index):
         advance_commit(raft, role)
 
 
@@ -146,13 +147,28 @@ def advance_commit(raft: Raft, role: Leader) -> None:
     """
     matched = {member: progress.match for member, progress in role.progress.items()}
     matched[raft.node] = raft.log.stable_index
-    index = Index(reached(raft.configuration.voters, matched))
+    index = Index(reached(raft.configuration, matched))
     if index <= raft.log.committed or raft.log.term(index) != raft.term:
         return
     raft.log.commit_to(index)
     role.established = True
     while role.uncommitted and role.uncommitted[0][0] <= index:
         role.uncommitted_bytes -= role.uncommitted.popleft()[1]
+    completed = membership.complete(raft, role)
+    if completed is not None:
+        _configure(raft, role, completed)
+    elif membership.is_out(raft):
+        _step_aside(raft, role)
+
+
+def report_snapshot(raft: Raft, role: Leader, member: NodeId, index: Index | None) -> None:
+    progress = role.progress.get(member)
+    if progress is None:
+        return
+    if index is None:
+        progress.snapshot_failed(raft.log.last_index)
+    else:
+        progress.snapshot_installed(index)
 
 
 def has_work(raft: Raft, role: Leader) -> bool:
@@ -186,7 +202,8 @@ def _may_hand_over(role: Leader, last: Index) -> bool:
     return (
         role.transfer is not None
         and not role.transfer.sent
-        and role.progress[role.transfer.target].match == last
+        and (target := role.progress.get(role.transfer.target)) is not None
+        and target.match == last
     )
 
 
@@ -199,6 +216,7 @@ def _send_appends(raft: Raft, member: NodeId, progress: Progress) -> None:
             entries = log.entries(progress.next, raft.settings.max_append_bytes)
         except Compacted:
             progress.needs_snapshot()
+            raft.snapshots_to.append(member)
             return
         raft.send(
             AppendEntries(
@@ -235,13 +253,63 @@ def _send_heartbeats(raft: Raft, role: Leader) -> None:
 def _confirm_reads(raft: Raft, role: Leader) -> None:
     rounds = {member: progress.read_round for member, progress in role.progress.items()}
     rounds[raft.node] = role.reads.newest
-    raft.reads.extend(role.reads.confirmed(reached(raft.configuration.voters, rounds)))
+    raft.reads.extend(role.reads.confirmed(reached(raft.configuration, rounds)))
 
 
-def _hears_majority(raft: Raft, role: Leader) -> bool:
-    """Whether a majority was heard since the last check; starts the next one (section 6.2)."""
+def _hears_quorum(raft: Raft, role: Leader) -> bool:
+    """Whether a quorum was heard since the last check; starts the next one (section 6.2)."""
     heard = {member for member, progress in role.progress.items() if progress.active}
     for progress in role.progress.values():
-        progress.active = False
-    voters = raft.configuration.voters
-    return len((heard | {raft.node}) & voters) >= majority(voters)
+        progress.start_check()
+    return is_quorum(raft.configuration, heard | {raft.node})
+
+
+def _append(raft: Raft, role: Leader, data: bytes, kind: EntryKind) -> Position:
+    entry = Entry(Index(raft.log.last_index + 1), raft.term, kind, data)
+    raft.log.append([entry])
+    role.uncommitted.append((entry.index, len(data)))
+    role.uncommitted_bytes += len(data)
+    return Position(entry.index, entry.term)
+
+
+def _configure(raft: Raft, role: Leader, configuration: Configuration) -> Position:
+    """Append the configuration, which holds from now on."""
+    position = _append(raft, role, configuration.encode(), EntryKind.CONFIGURATION)
+    _follow_configuration(raft, role)
+    return position
+
+
+def _follow_configuration(raft: Raft, role: Leader) -> None:
+    """Have a progress for each other member: what is known of the old ones stays."""
+    settings, known = raft.settings, role.progress
+    role.progress = {
+        member: known.get(member)
+        or Progress(
+            match=Index(0),
+            next=Index(raft.log.last_index + 1),
+            inflight=Inflight(settings.max_inflight_messages, settings.max_inflight_bytes),
+            active=True,
+        )
+        for member in sorted(raft.configuration.members - {raft.node})
+    }
+
+
+def _promote_learners(raft: Raft, role: Leader) -> None:
+    changes = membership.promotions(raft, role) if raft.configuration.joining else []
+    if changes and role.transfer is None:
+        try:
+            change_members(raft, role, changes, force=False)
+        except ChangeRefused:
+            return  # not now: it is asked for again with every tick
+
+
+def _step_aside(raft: Raft, role: Leader) -> None:
+    """End the office of a leader that is no voter any more, and let the best one follow at once."""
+    voters = [
+        (progress.active, progress.match, member)
+        for member, progress in role.progress.items()
+        if member in raft.configuration.voters
+    ]
+    successor = max(voters)[2]
+    raft.send(TimeoutNow(sender=raft.node, recipient=successor, term=raft.term))
+    raft.become_follower(raft.term, None)

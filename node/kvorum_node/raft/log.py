@@ -6,13 +6,17 @@
 
 Rules: entries are unstable until the host has fsynced them (`stable`), and count
 for nothing before; entries through `committed` never change; `applied` follows
-`committed`, and trails it while the host is at work.
+`committed`, and trails it while the host is at work. A snapshot replaces all of it;
+until the host has installed it, the log reads as if that had happened already. The
+configuration that holds is that of the last entry that has one, committed or not.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from kvorum_node.raft.types import Entry, Index, Position, Term
+from kvorum_node.raft.configuration import Configuration
+from kvorum_node.raft.types import Entry, EntryKind, Index, Position, Term
 
 
 class Compacted(Exception):
@@ -42,20 +46,48 @@ class LogReader(Protocol):
             Compacted: low lies before first_index().
         """
 
+    def configurations(self) -> Sequence[tuple[Index, Configuration]]:
+        """The configuration at the start of the log, and those of its entries, in order.
+
+        Each with its index; the first one's is first_index() - 1 or less.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The state after the entry `last`, in place of the log through it (section 7)."""
+
+    last: Position
+    configuration: Configuration
+    """The one that holds at `last`."""
+
 
 class RaftLog:
-    __slots__ = ("_handed_out", "_stored", "_unstable", "applied", "committed")
+    __slots__ = (
+        "_configurations",
+        "_disk",
+        "_handed_out",
+        "_snapshot",
+        "_stored",
+        "_unstable",
+        "applied",
+        "committed",
+    )
 
     def __init__(self, stored: LogReader, *, committed: Index, applied: Index) -> None:
+        self._disk = stored
         self._stored = stored
+        self._snapshot: Snapshot | None = None  # restored, and not yet handed to the host
         self._unstable: list[Entry] = []
         self._handed_out = 0  # how many of the unstable entries the host is writing
+        self._configurations = list(stored.configurations())
         self.committed = committed
         self.applied = applied
         if not applied <= committed <= stored.last_index():
             raise AssertionError(
                 f"applied {applied}, committed {committed}, log ends at {stored.last_index()}"
             )
+        self._forget_old_configurations()
 
     @property
     def first_index(self) -> Index:
@@ -74,6 +106,21 @@ class RaftLog:
     def stable_index(self) -> Index:
         """The last index that is fsynced here."""
         return Index(self._unstable[0].index - 1) if self._unstable else self._stored.last_index()
+
+    @property
+    def configuration(self) -> Configuration:
+        """The one that holds."""
+        return self._configurations[-1][1]
+
+    @property
+    def configuration_index(self) -> Index:
+        """Where the configuration that holds stands in the log, or the start of the log."""
+        return self._configurations[-1][0]
+
+    @property
+    def committed_configuration(self) -> Configuration:
+        """The last one that is committed."""
+        return self._configurations[0][1]
 
     def term(self, index: Index) -> Term:
         """The term of the entry. Raises Compacted, or AssertionError beyond the last."""
@@ -133,6 +180,13 @@ class RaftLog:
         else:
             self._unstable = list(entries)
         self._handed_out = min(self._handed_out, len(self._unstable) - len(entries))
+        while self._configurations[-1][0] >= first:
+            self._configurations.pop()
+        self._configurations.extend(
+            (entry.index, Configuration.decode(entry.data))
+            for entry in entries
+            if entry.kind is EntryKind.CONFIGURATION
+        )
 
     def append_missing(self, previous: Index, entries: Sequence[Entry]) -> Index:
         """Append those of a leader's entries that are missing here; returns the last one's index.
@@ -169,7 +223,33 @@ class RaftLog:
         if index > self.last_index:
             raise AssertionError(f"commit {index} lies beyond the last entry {self.last_index}")
         self.committed = index
+        self._forget_old_configurations()
         return True
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Let the snapshot be all that there is: it has been committed elsewhere."""
+        if snapshot.last.index <= self.committed:
+            raise AssertionError(f"a snapshot at {snapshot.last} for {self.committed} committed")
+        self._snapshot = snapshot
+        self._stored = _Emptied(snapshot)
+        self._unstable = []
+        self._handed_out = 0
+        self._configurations = [(snapshot.last.index, snapshot.configuration)]
+        self.committed = self.applied = snapshot.last.index
+
+    @property
+    def has_snapshot(self) -> bool:
+        """Whether there is a snapshot that the host has not been given to install yet."""
+        return self._snapshot is not None
+
+    def take_snapshot(self) -> Snapshot | None:
+        snapshot, self._snapshot = self._snapshot, None
+        return snapshot
+
+    def installed(self) -> None:
+        """The host has installed the snapshot that it took, on the disk and in the state."""
+        if self._snapshot is None:  # else another one has come meanwhile
+            self._stored = self._disk
 
     def take_unstable(self) -> tuple[Entry, ...]:
         """The entries that the host has not been given to write yet."""
@@ -196,3 +276,32 @@ class RaftLog:
             return
         del self._unstable[: position + 1]
         self._handed_out = max(0, self._handed_out - position - 1)
+
+    def _forget_old_configurations(self) -> None:
+        """Keep the last committed one, which can hold again, and those after it."""
+        while len(self._configurations) > 1 and self._configurations[1][0] <= self.committed:
+            del self._configurations[0]
+
+
+class _Emptied:
+    """How the stored log reads once the snapshot is installed: it begins after it, and is empty."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def first_index(self) -> Index:
+        return Index(self._snapshot.last.index + 1)
+
+    def last_index(self) -> Index:
+        return self._snapshot.last.index
+
+    def term(self, index: Index) -> Term:
+        if index != self._snapshot.last.index:
+            raise Compacted
+        return self._snapshot.last.term
+
+    def entries(self, low: Index, high: Index, max_bytes: int) -> list[Entry]:
+        raise Compacted(f"[{low}, {high}) of at most {max_bytes} bytes")
+
+    def configurations(self) -> Sequence[tuple[Index, Configuration]]:
+        return [(self._snapshot.last.index, self._snapshot.configuration)]

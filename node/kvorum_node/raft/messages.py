@@ -8,6 +8,7 @@ carry the term that the candidate *would* stand in.
 
 from dataclasses import dataclass
 
+from kvorum_node.raft.configuration import Configuration
 from kvorum_node.raft.types import Entry, Index, NodeId, Position, Term
 
 
@@ -60,6 +61,19 @@ class AppendEntriesReply(Message):
     @property
     def rejected(self) -> bool:
         return self.hint is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstallSnapshot(Message):
+    """The state after the entry `last` has arrived, and is kept beside the recipient's own.
+
+    Made by the recipient's host when it has received the whole of a snapshot (section 7):
+    what travels is the host's affair. Answered like entries through `last`.
+    """
+
+    last: Position
+    configuration: Configuration
+    """The one at `last`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

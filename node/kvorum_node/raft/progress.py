@@ -2,7 +2,8 @@
 
     PROBE      the match is a guess: one message at a time, until one is accepted
     REPLICATE  the match is known: messages are pipelined within a window
-    SNAPSHOT   the follower needs entries that the log no longer holds
+    SNAPSHOT   the follower needs entries that the log no longer holds: nothing is sent
+               until the host has reported what became of the snapshot
 
 A rejection or an unreachable peer leads back to PROBE. There, `next` stays the guess
 until a rejection lowers it: that acknowledgements are missing does not prove that
@@ -72,6 +73,9 @@ class Progress:
     active: bool = False
     """Heard from since the last quorum check."""
 
+    active_before: bool = False
+    """Heard from between the two last quorum checks."""
+
     probing: bool = False
     """In PROBE: a message is on its way, and nothing more is sent until it is answered."""
 
@@ -80,6 +84,11 @@ class Progress:
 
     read_round: int = 0
     """The newest read round that the follower has answered."""
+
+    @property
+    def recently_active(self) -> bool:
+        """Heard from within two election time-outs, and surely if within one."""
+        return self.active or self.active_before
 
     @property
     def paused(self) -> bool:
@@ -100,14 +109,17 @@ class Progress:
             self.next = Index(last + 1)
             self.inflight.add(last, size_bytes)
 
-    def accepted(self, index: Index) -> bool:
-        """The logs match through the index. Returns whether that is news."""
+    def accepted(self, index: Index, first_index: Index) -> bool:
+        """The logs match through the index. Returns whether that is news.
+
+        That ends SNAPSHOT if the leader's log, which begins with `first_index`, goes on there.
+        """
         self.inflight.acknowledge(index)
         news = index > self.match
         self.match = max(self.match, index)
         self.next = max(self.next, Index(index + 1))
         if self.state is ProgressState.PROBE or (
-            self.state is ProgressState.SNAPSHOT and news  # it caught up some other way
+            self.state is ProgressState.SNAPSHOT and index + 1 >= first_index
         ):
             self._enter(ProgressState.REPLICATE)
         return news
@@ -135,16 +147,32 @@ class Progress:
     def needs_snapshot(self) -> None:
         self._enter(ProgressState.SNAPSHOT)
 
+    def snapshot_installed(self, index: Index) -> None:
+        """The follower has the state through the index. Its own word for that may have been lost,
+        so it is a place to probe, and no match."""
+        if self.state is ProgressState.SNAPSHOT:
+            self._enter(ProgressState.PROBE)
+            self.next = Index(max(self.match, index) + 1)
+            self.due = True
+
+    def snapshot_failed(self, last_index: Index) -> None:
+        """Begin anew after a sign of life: the follower may have got on some other way."""
+        if self.state is ProgressState.SNAPSHOT:
+            self._enter(ProgressState.PROBE)
+            self.next = Index(last_index + 1)
+            self.probing = True
+
     def alive(self, last_index: Index) -> None:
         """The follower answered a heartbeat: whatever has stalled may try again."""
         self.active = True
         self.probing = False
-        if self.state is ProgressState.SNAPSHOT:  # perhaps by a rejection that came late: ask again
-            self._enter(ProgressState.PROBE)
-            self.next = Index(last_index + 1)
         if self.inflight.full:
             self.inflight.forget_oldest()
         self.due = self.match < last_index
+
+    def start_check(self) -> None:
+        """A quorum check has been made, and the next one begins."""
+        self.active_before, self.active = self.active, False
 
     def _enter(self, state: ProgressState) -> None:
         self.state = state

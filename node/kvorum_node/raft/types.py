@@ -19,6 +19,7 @@ class EntryKind(IntEnum):
 
     NOOP = 0
     COMMANDS = 1
+    CONFIGURATION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +58,6 @@ class HardState:
     commit: Index = Index(0)
 
 
-@dataclass(frozen=True, slots=True)
-class Configuration:
-    """The members of a group."""
-
-    voters: frozenset[NodeId]
-
-
 def node_name(node: NodeId) -> str:
     """`n1` for 1: nodes are written with an n, everywhere."""
     return f"n{node}"
@@ -79,6 +73,17 @@ class NotLeading(ProposalRefused):
 
 class TooManyUncommitted(ProposalRefused):
     """The followers do not keep up; taking more would only fill the memory."""
+
+
+class ChangeRefused(ProposalRefused):
+    """The members cannot be changed so, or not now; the text says why.
+
+    With `endangers_quorum`, the change could be forced.
+    """
+
+    def __init__(self, why: str, *, endangers_quorum: bool = False) -> None:
+        super().__init__(why)
+        self.endangers_quorum = endangers_quorum
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,20 @@
-"""The Cluster service: what this node knows of itself and the others, and leadership transfer."""
+"""The Cluster service: what this node knows of itself and the others, and who is to be a member."""
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 import kvorum
 from kvorum.errors import InvalidArgument, KvorumError
 from kvorum.status import to_status
 from kvorum_node import validation
-from kvorum_node.config import parse_name
+from kvorum_node.config import check_address, parse_name
 from kvorum_node.node import Node
+from kvorum_node.raft.configuration import Configuration
 from kvorum_node.raft.leader import Leader
 from kvorum_node.raft.types import NodeId, node_name
 from kvorum_node.services.kv import abort
@@ -20,6 +23,8 @@ from kvorumpb.v1 import cluster_pb2
 SERVICE = "kvorumpb.v1.Cluster"
 
 Context = grpc.aio.ServicerContext[Any, Any]
+RequestT = TypeVar("RequestT", bound=Message)
+T = TypeVar("T")
 
 
 class ClusterService:
@@ -30,21 +35,16 @@ class ClusterService:
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "GetStatus": grpc.unary_unary_rpc_method_handler(
-                    self._get_status,
-                    request_deserializer=cluster_pb2.GetStatusRequest.FromString,
-                    response_serializer=cluster_pb2.GetStatusResponse.SerializeToString,
+                "GetStatus": _method(self._get_status, cluster_pb2.GetStatusRequest),
+                "GetContentHash": _method(
+                    self._get_content_hash, cluster_pb2.GetContentHashRequest
                 ),
-                "GetContentHash": grpc.unary_unary_rpc_method_handler(
-                    self._get_content_hash,
-                    request_deserializer=cluster_pb2.GetContentHashRequest.FromString,
-                    response_serializer=cluster_pb2.GetContentHashResponse.SerializeToString,
+                "TransferLeadership": _method(
+                    self._transfer_leadership, cluster_pb2.TransferLeadershipRequest
                 ),
-                "TransferLeadership": grpc.unary_unary_rpc_method_handler(
-                    self._transfer_leadership,
-                    request_deserializer=cluster_pb2.TransferLeadershipRequest.FromString,
-                    response_serializer=cluster_pb2.TransferLeadershipResponse.SerializeToString,
-                ),
+                "AddMember": _method(self._add_member, cluster_pb2.AddMemberRequest),
+                "PromoteMember": _method(self._promote_member, cluster_pb2.PromoteMemberRequest),
+                "RemoveMember": _method(self._remove_member, cluster_pb2.RemoveMemberRequest),
             },
         )
 
@@ -67,12 +67,21 @@ class ClusterService:
             applied_index=group.machine.applied,
             revision=group.machine.revision,
             log_bytes=group.log.log_bytes(),
-            members=[self._member(node) for node in sorted(group.addresses)],
+            members=[self._member(node) for node in sorted(raft.configuration.members)],
+            members_changing=(
+                raft.configuration.is_joint or raft.configuration != raft.committed_configuration
+            ),
         )
 
     def _member(self, node: NodeId) -> cluster_pb2.Member:
         raft = self._node.group.raft
-        member = cluster_pb2.Member(name=node_name(node), address=self._node.group.addresses[node])
+        configuration = raft.configuration
+        member = cluster_pb2.Member(
+            name=node_name(node),
+            address=configuration.addresses[node],
+            kind=_kind(configuration, node),
+            joining=node in configuration.joining,
+        )
         if isinstance(raft.role, Leader):
             if node == self._node.id:
                 member.match_index = raft.log.stable_index
@@ -80,7 +89,7 @@ class ClusterService:
             else:
                 progress = raft.role.progress[node]
                 member.match_index = progress.match
-                member.active = progress.active
+                member.active = progress.recently_active
         return member
 
     async def _get_content_hash(
@@ -97,15 +106,75 @@ class ClusterService:
     async def _transfer_leadership(
         self, request: cluster_pb2.TransferLeadershipRequest, context: Context
     ) -> cluster_pb2.TransferLeadershipResponse:
+        target = await _node_id(request.target, context) if request.target else None
         await _check_namespace(request.namespace, context)
+        leader = await _carry_out(self._node.transfer_leadership(target), context)
+        return cluster_pb2.TransferLeadershipResponse(leader=node_name(leader))
+
+    async def _add_member(
+        self, request: cluster_pb2.AddMemberRequest, context: Context
+    ) -> cluster_pb2.AddMemberResponse:
+        await _check_namespace(request.namespace, context)
+        node = await _node_id(request.name, context) if request.name else None
         try:
-            target = parse_name(request.target) if request.target else None
-            leader = await self._node.transfer_leadership(target)
-        except KvorumError as error:
-            await abort(context, to_status(error))
+            address = check_address(request.address)
         except ValueError as error:
             await abort(context, to_status(InvalidArgument(str(error))))
-        return cluster_pb2.TransferLeadershipResponse(leader=node_name(leader))
+        added = await _carry_out(
+            self._node.add_member(address, node, learner=request.learner, force=request.force),
+            context,
+        )
+        return cluster_pb2.AddMemberResponse(name=node_name(added))
+
+    async def _promote_member(
+        self, request: cluster_pb2.PromoteMemberRequest, context: Context
+    ) -> cluster_pb2.PromoteMemberResponse:
+        await _check_namespace(request.namespace, context)
+        node = await _node_id(request.name, context)
+        await _carry_out(self._node.promote_member(node, force=request.force), context)
+        return cluster_pb2.PromoteMemberResponse()
+
+    async def _remove_member(
+        self, request: cluster_pb2.RemoveMemberRequest, context: Context
+    ) -> cluster_pb2.RemoveMemberResponse:
+        await _check_namespace(request.namespace, context)
+        node = await _node_id(request.name, context)
+        await _carry_out(self._node.remove_member(node, force=request.force), context)
+        return cluster_pb2.RemoveMemberResponse()
+
+
+def _method(
+    behavior: Callable[[RequestT, Context], Awaitable[Message]], request: type[RequestT]
+) -> "grpc.RpcMethodHandler[RequestT, Message]":
+    return grpc.unary_unary_rpc_method_handler(
+        behavior,
+        request_deserializer=request.FromString,
+        response_serializer=lambda response: response.SerializeToString(),
+    )
+
+
+def _kind(configuration: Configuration, node: NodeId) -> cluster_pb2.Member.Kind.ValueType:
+    if node in configuration.voters:
+        return cluster_pb2.Member.VOTER
+    if node in configuration.outgoing:
+        return cluster_pb2.Member.OUTGOING
+    return cluster_pb2.Member.LEARNER
+
+
+async def _carry_out(work: Awaitable[T], context: Context) -> T:
+    try:
+        return await work
+    except KvorumError as error:
+        await abort(context, to_status(error))
+    except ValueError as error:
+        await abort(context, to_status(InvalidArgument(str(error))))
+
+
+async def _node_id(name: str, context: Context) -> NodeId:
+    try:
+        return parse_name(name)
+    except ValueError as error:
+        await abort(context, to_status(InvalidArgument(str(error))))
 
 
 async def _check_namespace(namespace: str, context: Context) -> None:

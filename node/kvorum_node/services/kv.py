@@ -149,12 +149,14 @@ class _Session:
         self._drained.set()
 
     def announce(self) -> None:
-        """Tell the client who leads."""
+        """Tell the client who leads, and where the members are."""
         raft = self._node.group.raft
-        self._leadership = kv_pb2.Leadership(term=raft.term)
-        if raft.leader is not None:
+        addresses = raft.configuration.addresses
+        self._leadership = kv_pb2.Leadership(term=raft.term, members=addresses.values())
+        address = None if raft.leader is None else addresses.get(raft.leader)
+        if raft.leader is not None and address is not None:
             self._leadership.leader = node_name(raft.leader)
-            self._leadership.address = self._node.group.addresses[raft.leader]
+            self._leadership.address = address
         self._filled.set()
 
     async def take(self, calls: Iterable[kv_pb2.Call]) -> None:

@@ -20,7 +20,7 @@ import json
 import os
 import uuid
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -52,6 +52,10 @@ class Identity:
     def single(cls) -> Self:
         """A fresh cluster of one node, for a store that is embedded in a program."""
         return cls(str(uuid.uuid4()), NodeId(1))
+
+    def in_new_cluster(self) -> Self:
+        """The same node in a cluster that has no other one yet."""
+        return replace(self, cluster_id=str(uuid.uuid4()))
 
     def __str__(self) -> str:
         return f"{node_name(self.node_id)} of cluster {self.cluster_id}"
@@ -173,6 +177,34 @@ class Storage:
     def close(self) -> None:
         """Close both engines, and then release the directory. May be called twice."""
         self._resources.close()
+
+
+def stored_identity(path: Path) -> Identity | None:
+    """Whose the directory is; None if no node has ever been complete in it.
+
+    Raises:
+        DataDirectoryMismatch, StorageError: as DataDirectory.open.
+    """
+    try:
+        return _read_identity(path / _IDENTITY)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise StorageError(
+            f"the data directory {path} cannot be used: {error.strerror} ({error.filename})"
+        ) from error
+
+
+def replace_identity(path: Path, identity: Identity) -> None:
+    """Give the directory, which the caller has open, to another cluster.
+
+    Raises:
+        StorageError: and it is as it was.
+    """
+    try:
+        write_durably(path / _IDENTITY, _encode_identity(identity))
+    except OSError as error:
+        raise StorageError(f"cannot write {path / _IDENTITY}: {error.strerror}") from error
 
 
 def _make_directory(path: Path) -> None:

@@ -5,8 +5,8 @@ Rules:
   it and syncs the engine once for all of them. What this object answers changes
   with the call, so the batch must be written at once, before anything is read.
 - The terms and sizes of all kept entries are in memory (about 8 bytes an entry),
-  and so are the newest entries themselves, which is what followers are sent:
-  only a follower that is far behind makes the disk read.
+  and so are the configurations, and the newest entries themselves, which is what
+  followers are sent: only a follower that is far behind makes the disk read.
 - What the disk holds is checked before it is believed, all of it at opening. That
   takes about 8 µs an entry: half a second for 64 MiB in entries of 1 KiB.
 - A caller that would leave a gap has a bug: AssertionError. A disk that shows one
@@ -18,16 +18,21 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from google.protobuf.message import DecodeError
+
 from kvorum.errors import StorageError
 from kvorum.limits import MIB
+from kvorum_node.raft.configuration import Configuration
 from kvorum_node.raft.log import Compacted
-from kvorum_node.raft.types import Entry, GroupId, HardState, Index, Position, Term
+from kvorum_node.raft.types import Entry, EntryKind, GroupId, HardState, Index, Position, Term
 from kvorum_node.storage import layout
 from kvorum_node.storage.engine import Batch, Engine, Family
 
 CACHE_BYTES: Final = 16 * MIB
 """Of entry data, kept in memory for each group; the newest entry always is."""
 CACHE_ENTRIES: Final = 65_536
+
+_UNKNOWN: Final = (Index(0), Configuration())
 
 
 class RaftLogStore:
@@ -43,7 +48,8 @@ class RaftLogStore:
         self._group = group
         self._start = self._read_start()
         self._hard_state = self._read_hard_state()
-        self._configuration = self._read_configuration()
+        # That at the start first, and then that of each kept entry that has one.
+        self._configurations = [self._read_configuration()]
         self._terms = _Terms(self._start)
         # _ends[i] is the size of the data of the first i kept entries, plus _ends[0].
         self._ends = array("Q", [0])
@@ -94,9 +100,17 @@ class RaftLogStore:
     def hard_state(self) -> HardState:
         return self._hard_state
 
-    def configuration(self) -> bytes | None:
-        """The configuration at the start of the log; None before bootstrap."""
-        return self._configuration
+    def configurations(self) -> Sequence[tuple[Index, Configuration]]:
+        """Those that the log knows of, oldest first, each with the index of its entry.
+
+        The first is the one that holds at the start of the log; it has no members, and
+        the index 0, in a log that never heard of its group.
+        """
+        return tuple(self._configurations)
+
+    def is_new(self) -> bool:
+        """Whether nothing is known of the group: it was not bootstrapped, nor heard of."""
+        return self._configurations == [_UNKNOWN] and self.last_index() == 0
 
     def log_bytes(self) -> int:
         """The size of the data of all kept entries."""
@@ -112,13 +126,12 @@ class RaftLogStore:
 
     # What the caller writes.
 
-    def bootstrap(self, batch: Batch, configuration: bytes) -> None:
-        """Give a new log its configuration, which every node of the group begins with."""
-        if self._configuration is not None or self.last_index() > 0:
+    def bootstrap(self, batch: Batch, configuration: Configuration) -> None:
+        """Give a new log its configuration, which every node of a new group begins with."""
+        if not self.is_new():
             raise AssertionError(f"group {self._group} has a log already")
-        key = layout.configuration_key(self._group)
-        batch.put(Family.LOG, key, layout.seal(key, configuration))
-        self._configuration = configuration
+        self._configurations = [(Index(0), configuration)]
+        self._save_first_configuration(batch)
 
     def append(self, batch: Batch, entries: Sequence[Entry]) -> None:
         """Append, in place of what is stored at and after the index of the first one."""
@@ -161,13 +174,41 @@ class RaftLogStore:
         self._delete(batch, self.first_index(), through)
         kept = self.last_index() - through
         start = Position(through, self._terms.at(through))
+        passed = bisect_right(self._configurations, through, key=_index_of)
+        if passed > 1:
+            del self._configurations[: passed - 1]
+            self._save_first_configuration(batch)
         del self._ends[: through - self._start.index]
         if kept < len(self._cache):
             del self._cache[: len(self._cache) - kept]
         self._terms.cut(start)
+        self._save_start(batch, start)
+
+    def restore(self, batch: Batch, last: Position, configuration: Configuration) -> None:
+        """Drop all entries, and begin after `last`, where the configuration holds.
+
+        The state through `last` must be on the disk by then, beside the one that holds:
+        the log decides which of them is the state (storage/recovery.py).
+        """
+        if last.index <= self._start.index:
+            raise AssertionError(f"restore to {last} a log that starts after {self._start}")
+        self._delete(batch, self.first_index(), self.last_index())
+        self._ends = array("Q", [0])
+        self._cache = []
+        self._terms = _Terms(last)
+        self._configurations = [(last.index, configuration)]
+        self._save_first_configuration(batch)
+        self._save_start(batch, last)
+
+    def _save_start(self, batch: Batch, start: Position) -> None:
         self._start = start
         key = layout.start_key(self._group)
         batch.put(Family.LOG, key, layout.encode_start(key, start))
+
+    def _save_first_configuration(self, batch: Batch) -> None:
+        key = layout.configuration_key(self._group)
+        value = layout.encode_configuration(key, *self._configurations[0])
+        batch.put(Family.LOG, key, value)
 
     def _delete(self, batch: Batch, low: Index, high: Index) -> None:
         """Delete the entries from low to high, both included."""
@@ -183,6 +224,8 @@ class RaftLogStore:
 
     def _remember(self, entry: Entry) -> None:
         """Take the entry in as the last one."""
+        if entry.kind is EntryKind.CONFIGURATION:
+            self._configurations.append((entry.index, _configuration_of(entry)))
         self._terms.append(entry)
         self._ends.append(self._ends[-1] + len(entry.data))
         self._cache.append(entry)
@@ -202,6 +245,7 @@ class RaftLogStore:
         del self._ends[-removed:]
         del self._cache[-removed:]
         self._terms.truncate(first)
+        del self._configurations[bisect_left(self._configurations, first, key=_index_of) :]
 
     def _index_within(self, low: Index, max_bytes: int) -> Index:
         """The last entry so that the data from low through it is within max_bytes.
@@ -224,10 +268,10 @@ class RaftLogStore:
         value = self._engine.get(Family.LOG, key)
         return HardState() if value is None else layout.decode_hard_state(key, value)
 
-    def _read_configuration(self) -> bytes | None:
+    def _read_configuration(self) -> tuple[Index, Configuration]:
         key = layout.configuration_key(self._group)
         value = self._engine.get(Family.LOG, key)
-        return None if value is None else layout.unseal(key, value)
+        return _UNKNOWN if value is None else layout.decode_configuration(key, value)
 
     def _checked_entries(self) -> Iterator[Entry]:
         """All entries on the disk, if they are the ones that must be there."""
@@ -270,6 +314,20 @@ class RaftLogStore:
             f"the log of group {self._group} is damaged: {what}. The disk has lost or altered a"
             " part of it; replace this node"
         )
+
+
+def _index_of(configuration: tuple[Index, Configuration]) -> Index:
+    return configuration[0]
+
+
+def _configuration_of(entry: Entry) -> Configuration:
+    try:
+        return Configuration.decode(entry.data)
+    except DecodeError as error:
+        raise StorageError(
+            f"entry {entry} holds no configuration that this version can read."
+            " A newer version wrote it; run that one"
+        ) from error
 
 
 class _Terms:

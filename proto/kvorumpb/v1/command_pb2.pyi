@@ -530,7 +530,11 @@ Global___Record: _TypeAlias = Record  # noqa: Y015
 
 @_typing.final
 class GroupConfiguration(_message.Message):
-    """The members of a group, as a node keeps them on its disk."""
+    """The members of a group: the data of a log entry of the kind CONFIGURATION, and what a
+    node keeps for the start of its log. While a change is under way (joint consensus,
+    Raft dissertation, section 4.3), decisions need a majority of `voters` and one of
+    `outgoing`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -557,16 +561,44 @@ class GroupConfiguration(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     VOTERS_FIELD_NUMBER: _builtins.int
+    LEARNERS_FIELD_NUMBER: _builtins.int
+    OUTGOING_FIELD_NUMBER: _builtins.int
+    NEXT_LEARNERS_FIELD_NUMBER: _builtins.int
+    JOINING_FIELD_NUMBER: _builtins.int
+    LAST_ID_FIELD_NUMBER: _builtins.int
+    last_id: _builtins.int
+    """The highest id that a member ever had: a smaller one that is no member was removed."""
     @_builtins.property
     def voters(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupConfiguration.Member]: ...
+    @_builtins.property
+    def learners(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupConfiguration.Member]:
+        """Get the log, and neither vote nor count."""
+
+    @_builtins.property
+    def outgoing(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupConfiguration.Member]:
+        """The voters of the configuration that is being left; empty outside of a change."""
+
+    @_builtins.property
+    def next_learners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Members of `outgoing` that become learners when the change is complete."""
+
+    @_builtins.property
+    def joining(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Learners that the leader promotes to voters once they have caught up."""
+
     def __init__(
         self,
         *,
         voters: _abc.Iterable[Global___GroupConfiguration.Member] | None = ...,
+        learners: _abc.Iterable[Global___GroupConfiguration.Member] | None = ...,
+        outgoing: _abc.Iterable[Global___GroupConfiguration.Member] | None = ...,
+        next_learners: _abc.Iterable[_builtins.int] | None = ...,
+        joining: _abc.Iterable[_builtins.int] | None = ...,
+        last_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["voters", b"voters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["joining", b"joining", "last_id", b"last_id", "learners", b"learners", "next_learners", b"next_learners", "outgoing", b"outgoing", "voters", b"voters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

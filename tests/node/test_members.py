@@ -1,0 +1,286 @@
+"""Members come and go: real nodes, with real gRPC between them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from kvorum.errors import (
+    DeadlineExceeded,
+    KvorumError,
+    MembershipChangeRefused,
+    NotLeader,
+    RemovedFromCluster,
+)
+from kvorum_node.node import DEFAULT_GROUP
+from kvorum_node.raft.configuration import Remove
+from kvorum_node.raft.types import NodeId
+from tests.support.eventually import DEADLINE_SECONDS, eventually
+from tests.support.node_group import Member, NodeGroup
+from tests.support.raft_messages import request_vote
+
+# grpc.aio keeps one poller for the process: it does not outlive an event loop in good order.
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+async def ended(member: Member) -> KvorumError:
+    """What ends the node."""
+    with pytest.raises(KvorumError) as caught:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await member.node.wait_failed()
+    return caught.value
+
+
+async def followers(group: NodeGroup) -> list[Member]:
+    leader = await group.leader()
+    return [one for one in group.members.values() if one is not leader]
+
+
+async def until_agreed(change: Callable[[], Awaitable[None]]) -> None:
+    """Until the leader has completed the last change, and has heard how far a learner is."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            try:
+                return await change()
+            except MembershipChangeRefused:
+                await asyncio.sleep(0.01)
+
+
+# Joining.
+
+
+async def test_a_node_that_joins_gets_the_state_and_becomes_a_voter(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", "kvorum.node")
+    async with NodeGroup(3) as group:
+        leader = await group.leader()
+        await leader.fill(4000)
+        assert leader.first_index > 1
+        n4 = await group.make(4)
+        assert await leader.node.add_member(n4.address, None, learner=False) == 4
+        await n4.start(None)
+        assert n4.members == set()
+        await eventually(lambda: 4 in leader.node.group.raft.configuration.voters)
+        await leader.put(b"k", b"with four")
+        await group.same()
+        assert n4.members == {1, 2, 3, 4}
+        assert n4.node.group.addresses == {one.id: one.address for one in group.members.values()}
+        await leader.node.transfer_leadership(NodeId(4))
+        assert (await group.leader()) is n4
+        await n4.put(b"k", b"by n4")
+    assert "members are now voters n1, n2, n3 learners n4 joining n4" in caplog.messages
+    assert "members are now voters n1, n2, n3, n4" in caplog.messages
+
+
+async def test_a_learner_stays_one_until_it_is_promoted() -> None:
+    async with NodeGroup(1) as group:
+        leader = await group.leader()
+        n2 = await group.make(2)
+        await leader.node.add_member(n2.address, NodeId(2), learner=True)
+        await n2.start(None)
+        await leader.put(b"k", b"v")
+        await group.same()
+        assert leader.node.group.raft.configuration.learners == {2}
+        with pytest.raises(MembershipChangeRefused, match="n5 is no member"):
+            await leader.node.promote_member(NodeId(5))
+        await until_agreed(lambda: leader.node.promote_member(NodeId(2)))
+        assert leader.node.group.raft.configuration.voters == {1, 2}
+
+
+async def test_a_node_that_knows_nobody_answers_whoever_writes_to_it() -> None:
+    """Or else it would never get the entry that tells it who the others are."""
+    async with NodeGroup(2) as group:
+        leader = await group.leader()
+        n3 = await group.make(3)
+        await n3.start(None)
+        await leader.node.add_member(n3.address, NodeId(3), learner=True)
+        await eventually(lambda: n3.members == {1, 2, 3})
+
+
+async def test_joined_nodes_go_on_after_a_restart_without_being_told_of_anybody() -> None:
+    async with NodeGroup(1) as group:
+        leader = await group.leader()
+        n2 = await group.make(2)
+        await leader.node.add_member(n2.address, None, learner=False)
+        await n2.start(None)
+        await eventually(lambda: leader.node.group.raft.configuration.voters == {1, 2})
+        await group.same()
+        for member in group.members.values():
+            await member.stop()
+        for member in group.members.values():
+            await member.start(None)
+        await (await group.leader()).put(b"k", b"again")
+        await group.same()
+
+
+async def test_a_node_is_not_moved_by_settings_that_have_become_old(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with NodeGroup(1) as group:
+        await group.leader()
+        await group[1].stop()
+        await group[1].start({NodeId(1): "elsewhere:1", NodeId(2): "elsewhere:2"})
+        await (await group.leader()).put(b"k")
+        assert group[1].members == {1}
+    [line] = [one for one in caplog.messages if "told of the members" in one]
+    assert "n2=elsewhere:2" in line
+    assert f"goes by those that its log knows: n1={group[1].address}" in line
+
+
+async def test_a_node_that_joins_and_has_voted_begins_no_cluster_of_its_own() -> None:
+    async with NodeGroup(0) as group:
+        n2 = await group.make(2)
+        await n2.start(None)
+        n2.node.driver.receive(DEFAULT_GROUP, request_vote(7, sender=1, to=2))
+        await eventually(lambda: n2.node.group.log.hard_state().vote == 1)
+        await n2.stop()
+        await n2.start({n2.id: n2.address})
+        assert n2.members == set()
+
+
+async def test_leadership_is_never_handed_to_a_learner() -> None:
+    async with NodeGroup(1) as group:
+        leader = await group.leader()
+        n2 = await group.make(2)
+        await leader.node.add_member(n2.address, NodeId(2), learner=True)
+        await n2.start(None)
+        await eventually(lambda: n2.members == {1, 2})
+        with pytest.raises(ValueError, match="n1 is the only voter"):
+            await leader.node.transfer_leadership(None)
+        with pytest.raises(ValueError, match="n2 is not another voter"):
+            await leader.node.transfer_leadership(NodeId(2))
+
+
+# Leaving.
+
+
+async def test_a_follower_that_is_removed_stops(caplog: pytest.LogCaptureFixture) -> None:
+    async with NodeGroup(3) as group:
+        [gone, stays] = await followers(group)
+        leader = await group.leader()
+        await leader.node.remove_member(gone.id)
+        error = await ended(gone)
+        assert isinstance(error, RemovedFromCluster)
+        assert f"n{gone.id} was removed from the cluster" in str(error)
+        assert "data directory can be deleted" in str(error)
+        await leader.put(b"k")
+        await group.same(leader.id, stays.id)
+        assert leader.members == stays.members == {leader.id, stays.id}
+
+
+async def test_a_learner_that_is_removed_stops_although_it_asks_nobody_for_a_vote() -> None:
+    async with NodeGroup(2) as group:
+        leader = await group.leader()
+        n3 = await group.make(3)
+        await leader.node.add_member(n3.address, NodeId(3), learner=True)
+        await n3.start(None)
+        await eventually(lambda: n3.members == {1, 2, 3})
+        await until_agreed(lambda: leader.node.remove_member(NodeId(3)))
+        assert isinstance(await ended(n3), RemovedFromCluster)
+
+
+async def test_a_node_that_was_removed_while_it_was_away_is_told_when_it_is_back() -> None:
+    async with NodeGroup(3) as group:
+        [gone, stays] = await followers(group)
+        await gone.stop()
+        leader = await group.leader()
+        await leader.node.remove_member(gone.id)
+        term = leader.node.group.raft.term
+        raft = stays.node.group.raft
+        await eventually(lambda: raft.committed_configuration.has_removed(gone.id))
+        await gone.start(None)
+        assert isinstance(await ended(gone), RemovedFromCluster)
+        await leader.put(b"k")
+        assert leader.node.group.raft.term == term
+        assert stays.node.group.raft.leader == leader.id
+
+
+async def test_a_leader_that_removes_itself_hands_over_and_stops() -> None:
+    async with NodeGroup(3) as group:
+        leader = await group.leader()
+        others = await followers(group)
+        writes = [asyncio.create_task(leader.put(b"%d" % number)) for number in range(20)]
+        await leader.node.remove_member(leader.id)
+        assert isinstance(await ended(leader), RemovedFromCluster)
+        outcomes = await asyncio.gather(*writes, return_exceptions=True)
+        written = [one for one in outcomes if isinstance(one, int)]
+        assert all(isinstance(one, int | KvorumError) for one in outcomes)
+        await eventually(lambda: any(one.leads for one in others))
+        successor = next(one for one in others if one.leads)
+        await successor.put(b"k")
+        await group.same(*(one.id for one in others))
+        assert successor.node.group.machine.revision >= max(written, default=0) + 1
+
+
+async def test_a_removed_leaders_acknowledgements_have_a_way_until_it_is_complete() -> None:
+    """The configuration without it holds before it is committed, and it has to hear of that."""
+    async with NodeGroup(2) as group:
+        leader = await group.leader()
+        [other] = await followers(group)
+        term = leader.node.group.raft.term
+        await leader.node.remove_member(leader.id)
+        assert leader.node.group.raft.term == term  # nobody else had to complete it
+        await eventually(lambda: other.leads)
+        await other.put(b"k")
+        assert other.members == {other.id}
+
+
+async def test_a_number_is_never_used_again() -> None:
+    async with NodeGroup(3) as group:
+        [gone, _] = await followers(group)
+        leader = await group.leader()
+        await leader.node.remove_member(gone.id)
+        with pytest.raises(MembershipChangeRefused, match=f"n{gone.id} was a member once"):
+            await leader.node.add_member(gone.address, gone.id, learner=False)
+        n4 = await group.make(4)
+        assert await leader.node.add_member(n4.address, None, learner=False) == 4
+
+
+# What is refused.
+
+
+async def test_a_change_that_endangers_the_quorum_is_refused_unless_it_is_forced() -> None:
+    async with NodeGroup(3) as group:
+        [gone, stays] = await followers(group)
+        leader = await group.leader()
+        await gone.stop()
+        role = leader.node.group.raft.role
+        progress = getattr(role, "progress", {})[gone.id]
+        await eventually(lambda: not progress.recently_active)
+        with pytest.raises(MembershipChangeRefused) as caught:
+            await leader.node.remove_member(stays.id)
+        assert caught.value.endangers_quorum
+        assert leader.members == {1, 2, 3}
+        with pytest.raises(DeadlineExceeded) as late:
+            # Of the two voters that are left, one is down: it cannot be completed.
+            await leader.node.change_members([Remove(stays.id)], force=True, timeout_seconds=0.3)
+        assert late.value.maybe_applied
+        await gone.start(None)
+        await eventually(lambda: leader.members == {leader.id, gone.id})
+
+
+async def test_a_change_that_makes_no_sense_is_refused() -> None:
+    async with NodeGroup(1) as group:
+        leader = await group.leader()
+        with pytest.raises(MembershipChangeRefused, match="no voter would be left") as caught:
+            await leader.node.remove_member(NodeId(1))
+        assert not caught.value.endangers_quorum
+        with pytest.raises(MembershipChangeRefused, match="n7 is no member"):
+            await leader.node.remove_member(NodeId(7))
+
+
+async def test_only_the_leader_changes_members() -> None:
+    async with NodeGroup(3) as group:
+        [one, _] = await followers(group)
+        leader = await group.leader()
+        await eventually(lambda: one.node.group.raft.leader == leader.id)
+        with pytest.raises(NotLeader) as caught:
+            await one.node.remove_member(NodeId(3))
+        assert caught.value.metadata["address"] == leader.address
+
+
+async def test_a_leader_that_was_just_elected_takes_a_change_as_soon_as_it_can() -> None:
+    async with NodeGroup(1) as group:
+        await eventually(lambda: group[1].leads)
+        assert await group[1].node.add_member("127.0.0.1:1", None, learner=True) == 2

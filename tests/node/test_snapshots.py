@@ -1,0 +1,595 @@
+"""Snapshots on their way: what is sent, reported, staged, installed and forgotten, and when."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from zlib import crc32
+
+import pytest
+
+from kvorum.errors import OutcomeUnknown, StorageError
+from kvorum_node import snapshots
+from kvorum_node.machine import Machine, SnapshotReader
+from kvorum_node.raft.configuration import Configuration, Remove
+from kvorum_node.raft.leader import Leader
+from kvorum_node.raft.messages import AppendEntries, AppendEntriesReply
+from kvorum_node.raft.types import Index, NodeId, Position, Term
+from kvorum_node.snapshots import Chunk, Header, SnapshotFailed
+from kvorum_node.storage.memory import MemoryEngine
+from tests.support.commands import entry, put, transaction
+from tests.support.driven_node import GROUP, DrivenNode
+from tests.support.eventually import eventually
+from tests.support.raft_messages import accepted, append, heartbeat, heartbeat_reply, rejected
+from tests.support.scripted_disk import ScriptedDisk
+from tests.support.snapshots import hash_of, snapshot_of
+
+N1, N2, N3 = NodeId(1), NodeId(2), NodeId(3)
+LAST = 50
+MEMBERS = Configuration.of({node: f"host{node}:7100" for node in (N1, N2, N3)})
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "RETRY_SECONDS", 0.0)
+
+
+# Receiving.
+
+
+def source(last: int = LAST) -> Machine:
+    """The state of another node, which has applied so many entries."""
+    machine = Machine(MemoryEngine(), GROUP)
+    machine.apply(
+        [
+            entry(index, transaction(put(b"%05d" % index, bytes(100))))
+            for index in range(1, last + 1)
+        ]
+    )
+    return machine
+
+
+def header(*, last: int = LAST, term: int = 1, sender: int = 2) -> Header:
+    return Header(
+        group=GROUP,
+        sender=NodeId(sender),
+        recipient=N1,
+        term=Term(term),
+        last=Position(Index(last), Term(1)),
+        configuration=MEMBERS,
+    )
+
+
+def chunks_of(machine: Machine, size: int = 1000) -> list[Chunk]:
+    stream, chunks, checksum = snapshot_of(machine), [], 0
+    for start in range(0, len(stream), size):
+        data = stream[start : start + size]
+        checksum = crc32(data, checksum)
+        chunks.append(Chunk(data, checksum))
+    return [*chunks, Chunk(b"", checksum, last=True)]
+
+
+class Sender:
+    """A leader's stream, as far as the test lets it come."""
+
+    def __init__(
+        self, n1: DrivenNode, chunks: Sequence[Chunk], about: Header | None = None
+    ) -> None:
+        self.taken = 0
+        self._chunks = chunks
+        self._more = asyncio.Event()
+        self.receiving = asyncio.create_task(
+            n1.driver.snapshots.receive(about or header(), self._stream())
+        )
+
+    async def _stream(self) -> AsyncIterator[Chunk]:
+        for chunk in self._chunks:
+            self.taken += 1
+            yield chunk
+        await self._more.wait()
+
+    def end(self) -> None:
+        self._more.set()
+
+
+async def receive(n1: DrivenNode, chunks: Sequence[Chunk], about: Header | None = None) -> Index:
+    sender = Sender(n1, chunks, about)
+    sender.end()
+    return await sender.receiving
+
+
+async def test_a_snapshot_becomes_the_state_and_the_log_goes_on_behind_it() -> None:
+    async with DrivenNode() as n1:
+        n1.hear(append(1, log="1@1"))
+        await n1.said(AppendEntriesReply)
+        assert await receive(n1, chunks_of(source())) == LAST
+        assert hash_of(n1.group.machine) == hash_of(source())
+        assert (n1.group.log.first_index(), n1.group.log.last_index()) == (LAST + 1, LAST)
+        await n1.said(AppendEntriesReply, lambda one: one.index == LAST)
+        n1.hear(append(1, f"{LAST}@1", f"{LAST + 1}@1", commit=LAST + 1))
+        await eventually(lambda: n1.group.machine.applied == LAST + 1)
+
+
+async def test_the_state_is_synced_then_the_log_then_the_state_changes_over() -> None:
+    events: list[str] = []
+    log, state = ScriptedDisk("log", events=events), ScriptedDisk("state", events=events)
+    async with DrivenNode(log=log, state=state) as n1:
+        await receive(n1, chunks_of(source()))
+    last_sync = max(at for at, event in enumerate(events) if event == "state sync")
+    assert events[last_sync:] == ["state sync", "log cut", "log sync", "state cut"]
+    assert "state write" in events[:last_sync]
+
+
+async def test_nothing_is_acknowledged_or_installed_before_the_log_is_on_the_disk() -> None:
+    disk = ScriptedDisk()
+    async with DrivenNode(log=disk) as n1:
+        disk.hold()
+        sender = Sender(n1, chunks_of(source()))
+        await eventually(lambda: disk.syncs_begun == 1)
+        await n1.settle()
+        assert n1.group.machine.applied == 0
+        assert not n1.has_said(AppendEntriesReply)
+        assert not sender.receiving.done()
+        disk.release()
+        assert await sender.receiving == LAST
+        assert n1.group.machine.applied == LAST
+
+
+async def test_a_snapshot_that_is_not_needed_is_answered_before_a_chunk_is_taken() -> None:
+    async with DrivenNode() as n1:
+        n1.hear(append(1, log="1@1 2@1 3@1", commit=3))
+        await eventually(lambda: n1.group.machine.applied == 3)
+        sender = Sender(n1, chunks_of(source(3)), header(last=3))
+        assert await sender.receiving == 3
+        assert sender.taken == 0
+
+
+def without_the_end(chunks: list[Chunk]) -> list[Chunk]:
+    return chunks[:-1]
+
+
+def without_a_chunk(chunks: list[Chunk]) -> list[Chunk]:
+    return chunks[:2] + chunks[3:]
+
+
+def with_a_flipped_bit(chunks: list[Chunk]) -> list[Chunk]:
+    damaged = bytes([chunks[2].data[0] ^ 1]) + chunks[2].data[1:]
+    return [*chunks[:2], Chunk(damaged, chunks[2].checksum), *chunks[3:]]
+
+
+def of_another_state(chunks: list[Chunk]) -> list[Chunk]:
+    return chunks_of(source(LAST - 1))
+
+
+@pytest.mark.parametrize(
+    "damage", [without_the_end, without_a_chunk, with_a_flipped_bit, of_another_state]
+)
+async def test_a_snapshot_that_is_not_whole_leaves_the_old_state_and_the_next_one_counts(
+    damage: Callable[[list[Chunk]], list[Chunk]],
+) -> None:
+    async with DrivenNode() as n1:
+        n1.hear(append(1, log="1@1", commit=1))
+        await eventually(lambda: n1.group.machine.applied == 1)
+        before, size = hash_of(n1.group.machine), n1.storage.state.size_bytes()
+        with pytest.raises(SnapshotFailed):
+            await receive(n1, damage(chunks_of(source())))
+        assert hash_of(n1.group.machine) == before
+        assert n1.storage.state.size_bytes() == size
+        assert n1.group.log.first_index() == 1
+        await receive(n1, chunks_of(source()))
+        assert hash_of(n1.group.machine) == hash_of(source())
+
+
+async def test_what_is_staged_is_synced_every_32_mib_and_read_no_further_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(snapshots, "MAX_UNSYNCED_BYTES", 1500)
+    state = ScriptedDisk("state")
+    async with DrivenNode(state=state) as n1:
+        state.hold()
+        sender = Sender(n1, chunks_of(source()))
+        await eventually(lambda: state.syncs_begun == 1)
+        await n1.settle()
+        assert sender.taken <= 3
+        state.release()
+        assert await sender.receiving == LAST
+        assert state.syncs_done >= 3
+
+
+async def test_an_older_leaders_snapshot_is_refused() -> None:
+    async with DrivenNode() as n1:
+        n1.hear(heartbeat(4, sender=3))
+        await eventually(lambda: n1.raft.term == 4)
+        with pytest.raises(SnapshotFailed, match="n2 led in term 1, and it is term 4 now"):
+            await receive(n1, chunks_of(source()))
+
+
+async def test_a_term_that_begins_during_the_transfer_makes_the_snapshot_useless() -> None:
+    async with DrivenNode() as n1:
+        chunks = chunks_of(source())
+        arrived = asyncio.Event()
+
+        async def stream() -> AsyncIterator[Chunk]:
+            for chunk in chunks[:-1]:
+                yield chunk
+            n1.hear(heartbeat(4, sender=3))
+            await eventually(lambda: n1.raft.term == 4)
+            arrived.set()
+            yield chunks[-1]
+
+        with pytest.raises(SnapshotFailed, match="too late: it is term 4 now"):
+            await n1.driver.snapshots.receive(header(), stream())
+        assert arrived.is_set()
+        assert n1.group.machine.applied == 0
+        assert n1.group.machine.staged is None
+
+
+@pytest.mark.parametrize(("term", "sender"), [(1, 2), (2, 2), (2, 3)])
+async def test_a_newer_stream_takes_the_place_of_an_older_one(term: int, sender: int) -> None:
+    async with DrivenNode() as n1:
+        chunks = chunks_of(source())
+        first = Sender(n1, chunks[:3])
+        await eventually(lambda: first.taken == 3)
+        assert await receive(n1, chunks, header(term=term, sender=sender)) == LAST
+        with pytest.raises(SnapshotFailed, match="gave way to a newer one"):
+            await first.receiving
+        assert hash_of(n1.group.machine) == hash_of(source())
+
+
+async def test_another_senders_stream_does_not_take_the_place_in_the_same_term() -> None:
+    async with DrivenNode() as n1:
+        chunks = chunks_of(source())
+        first = Sender(n1, chunks[:3])
+        await eventually(lambda: first.taken == 3)
+        with pytest.raises(SnapshotFailed, match="n1 is receiving one from n2"):
+            await receive(n1, chunks, header(sender=3))
+        first.receiving.cancel()
+        await asyncio.wait([first.receiving])
+        assert await receive(n1, chunks, header(sender=3)) == LAST
+
+
+async def test_what_the_core_may_take_is_left_alone_when_the_sender_goes_away() -> None:
+    """The next stream would empty the space that the log is about to rely on."""
+    disk = ScriptedDisk()
+    async with DrivenNode(log=disk) as n1:
+        disk.hold()
+        first = Sender(n1, chunks_of(source()))
+        await eventually(lambda: disk.syncs_begun == 1)
+        first.receiving.cancel()
+        second = Sender(n1, chunks_of(source(LAST + 5)), header(last=LAST + 5))
+        await n1.settle()
+        assert second.taken == 0
+        disk.release()
+        second.end()
+        assert await second.receiving == LAST + 5
+        assert hash_of(n1.group.machine) == hash_of(source(LAST + 5))
+        assert first.receiving.cancelled()
+
+
+async def test_a_disk_that_cannot_stage_ends_the_node() -> None:
+    full = StorageError("cannot write: No space left on device")
+    state = ScriptedDisk("state")
+    async with DrivenNode(state=state) as n1:
+        state.fail_writes = full
+        with pytest.raises(SnapshotFailed, match="No space left"):
+            await receive(n1, chunks_of(source()))
+        assert await n1.ended() is full
+
+
+async def test_a_log_that_cannot_take_it_ends_the_node_and_the_sender_is_not_told_otherwise() -> (
+    None
+):
+    broken = StorageError("cannot sync: Input/output error")
+    disk = ScriptedDisk()
+    async with DrivenNode(log=disk) as n1:
+        disk.fail_syncs = broken
+        with pytest.raises(SnapshotFailed, match="the node has stopped"):
+            await receive(n1, chunks_of(source()))
+        assert await n1.ended() is broken
+        assert not n1.has_said(AppendEntriesReply)
+
+
+async def test_a_node_that_stops_ends_what_it_receives() -> None:
+    async with DrivenNode() as n1:
+        sender = Sender(n1, chunks_of(source())[:3])
+        await eventually(lambda: sender.taken == 3)
+        n1.driver.stop()
+        assert await n1.ended() is None
+        await asyncio.wait([sender.receiving])
+        assert n1.group.machine.applied == 0
+
+
+async def test_writes_of_a_former_leader_that_a_snapshot_covers_are_in_doubt() -> None:
+    async with DrivenNode() as n1:
+        await n1.lead()
+        write = n1.submit(put(b"k"))
+        await n1.said(AppendEntries, lambda one: bool(one.entries) and one.entries[-1].index == 2)
+        n1.hear(heartbeat(2))
+        await eventually(lambda: not n1.leads)
+        await receive(n1, chunks_of(source()), header(term=2))
+        with pytest.raises(OutcomeUnknown, match="state of another node"):
+            await write
+
+
+# Sending.
+
+
+class Follower:
+    """n3, behind the log of n1, as far as the test lets a stream come."""
+
+    def __init__(self) -> None:
+        self.headers: list[Header] = []
+        self.chunks: list[Chunk] = []
+        self.reports: list[tuple[NodeId, Index | None]] = []
+        self.takes = asyncio.Event()
+        self.takes.set()
+        self.leaves = asyncio.Event()
+        """A stream that was ended is gone."""
+        self.leaves.set()
+        self.seconds = 0.0
+        """How long it takes for a chunk."""
+        self.under_way = 0
+        self.most_under_way = 0
+        self.fails_with: Exception | None = None
+
+    async def stream(self, peer: NodeId, about: Header, chunks: AsyncIterator[Chunk]) -> Index:
+        assert peer == N3
+        self.headers.append(about)
+        self.chunks = []
+        self.under_way += 1
+        self.most_under_way = max(self.under_way, self.most_under_way)
+        try:
+            async for chunk in chunks:
+                await self.takes.wait()
+                await asyncio.sleep(self.seconds)
+                self.chunks.append(chunk)
+                if self.fails_with is not None:
+                    raise self.fails_with
+        finally:
+            await self.leaves.wait()
+            self.under_way -= 1
+        return about.last.index
+
+    def watch(self, n1: DrivenNode) -> None:
+        """Note what the core is told."""
+        report = n1.raft.report_snapshot
+
+        def noted(node: NodeId, index: Index | None) -> None:
+            self.reports.append((node, index))
+            report(node, index)
+
+        n1.raft.report_snapshot = noted  # type: ignore[method-assign]  # a spy
+
+
+def leading_node(follower: Follower, *, log_max_entries: int = 10) -> DrivenNode:
+    n1 = DrivenNode(stream=follower.stream, log_max_entries=log_max_entries)
+    follower.watch(n1)
+    return n1
+
+
+async def write(n1: DrivenNode, count: int) -> None:
+    """Have n1, which leads, write, and n2 accept it."""
+    for _ in range(count):
+        last = n1.raft.log.last_index
+        written = n1.submit(put(b"%05d" % last, bytes(100)))
+        await eventually(lambda: n1.raft.log.last_index > last)  # noqa: B023 - awaited
+        await n1.accept()
+        await written
+
+
+async def fall_behind(n1: DrivenNode, follower: Follower) -> None:
+    """Have n1 cut from its log what n3 lacks, and begin to send it a snapshot.
+
+    As a new leader takes n3 for alive, it waits for it at first.
+    """
+    await n1.lead()
+    await write(n1, 45)
+    await eventually(lambda: n1.group.log.first_index() > 1)
+    sign_of_life(n1)
+    await eventually(lambda: follower.headers)
+
+
+def sign_of_life(n1: DrivenNode) -> None:
+    """n3 answers a heartbeat, and a probe if there was one: it has nothing."""
+    assert isinstance(n1.raft.role, Leader)
+    probed = n1.raft.role.progress[N3].next - 1
+    n1.hear(heartbeat_reply(n1.raft.term, sender=3))
+    n1.hear(rejected(n1.raft.term, probed, "0@0", sender=3))
+
+
+async def test_a_follower_behind_the_log_is_sent_the_state_and_the_core_is_told_once() -> None:
+    n3 = Follower()
+    async with leading_node(n3) as n1:
+        await fall_behind(n1, n3)
+        await eventually(lambda: n3.reports)
+        for _ in range(3):
+            n1.hear(heartbeat_reply(1, sender=3))
+            await n1.settle()
+        [about] = n3.headers
+        assert (about.sender, about.recipient, about.term) == (N1, N3, 1)
+        assert about.last == Position(n1.group.machine.applied, Term(1))
+        assert about.configuration == MEMBERS
+        assert n3.reports == [(N3, about.last.index)]
+        data = b"".join(chunk.data for chunk in n3.chunks)
+        assert data == snapshot_of(n1.group.machine)
+        assert [chunk.last for chunk in n3.chunks[-2:]] == [False, True]
+        assert n3.chunks[-1].checksum == crc32(data)
+
+
+async def test_the_state_that_is_sent_is_that_of_one_index_whatever_is_applied_meanwhile() -> None:
+    n3 = Follower()
+    n3.takes.clear()
+    async with leading_node(n3) as n1:
+        await fall_behind(n1, n3)
+        before = snapshot_of(n1.group.machine)
+        await write(n1, 5)
+        n3.takes.set()
+        await eventually(lambda: n3.reports)
+        assert b"".join(chunk.data for chunk in n3.chunks) == before
+        assert n3.headers[0].last.index == n1.group.machine.applied - 5
+
+
+async def test_a_failure_is_reported_after_a_pause_and_the_next_stream_begins_anew(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pause = asyncio.Event()
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def controlled(seconds: float) -> None:
+        if seconds == 7.0:
+            pauses.append(seconds)
+            await pause.wait()
+        else:
+            await sleep(seconds)
+
+    monkeypatch.setattr(snapshots, "RETRY_SECONDS", 7.0)
+    monkeypatch.setattr("kvorum_node.snapshots.asyncio.sleep", controlled)
+    n3 = Follower()
+    n3.fails_with = SnapshotFailed("broken")
+    async with leading_node(n3) as n1:
+        await fall_behind(n1, n3)
+        await eventually(lambda: pauses)
+        sign_of_life(n1)
+        await n1.settle()
+        assert (n3.reports, len(n3.headers)) == ([], 1)
+        pause.set()
+        await eventually(lambda: n3.reports)
+        assert n3.reports == [(N3, None)]
+        n3.fails_with = None
+        sign_of_life(n1)
+        await eventually(lambda: len(n3.reports) == 2)
+        assert n3.reports[1] == (N3, n3.headers[1].last.index)
+        assert n3.most_under_way == 1
+    assert any("could not send n3 the snapshot at 46@1: broken" in one for one in caplog.messages)
+
+
+async def test_a_follower_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(snapshots, "STALLED_SECONDS", 0.05)
+    n3 = Follower()
+    n3.takes.clear()
+    async with leading_node(n3) as n1:
+        await fall_behind(n1, n3)
+        await eventually(lambda: n3.reports)
+        assert n3.reports == [(N3, None)]
+        assert n3.under_way == 0
+
+
+async def test_a_follower_that_is_slow_and_goes_on_is_not_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(snapshots, "STALLED_SECONDS", 0.5)
+    chunk = SnapshotReader.chunk
+    monkeypatch.setattr(SnapshotReader, "chunk", lambda self: chunk(self, 500))
+    n3 = Follower()
+    n3.seconds = 0.1
+    async with leading_node(n3) as n1:
+        await fall_behind(n1, n3)
+        await eventually(lambda: n3.reports)
+        assert n3.reports == [(N3, n3.headers[0].last.index)]
+        assert len(n3.chunks) * n3.seconds > 2 * snapshots.STALLED_SECONDS
+
+
+async def test_a_lost_leadership_ends_the_stream_and_the_next_one_waits_for_its_end() -> None:
+    n3 = Follower()
+    n3.takes.clear()
+    async with leading_node(n3) as n1:
+        await fall_behind(n1, n3)
+        n3.leaves.clear()
+        n1.hear(heartbeat(2))
+        await eventually(lambda: not n1.leads)
+        await n1.lead()
+        sign_of_life(n1)
+        await n1.settle()
+        assert len(n3.headers) == 1
+        n3.leaves.set()
+        n3.takes.set()
+        await eventually(lambda: n3.reports)
+        # What became of the first one nobody wants to know.
+        assert n3.reports == [(N3, n3.headers[1].last.index)]
+        assert n3.headers[1].term == 3
+        assert n3.most_under_way == 1
+
+
+async def test_a_removed_follower_is_sent_nothing_more() -> None:
+    n3 = Follower()
+    n3.takes.clear()
+    async with leading_node(n3) as n1:
+        await fall_behind(n1, n3)
+        change = n1.group.change_members([Remove(N3)], force=True, deadline=n1.now + 60)
+        await eventually(lambda: n1.raft.log.last_index == 47)
+        await n1.accept()
+        await eventually(lambda: n1.raft.log.last_index == 48)
+        await n1.accept()
+        assert (await change).members == {N1, N2}
+        await eventually(lambda: n3.under_way == 0)
+
+
+async def test_a_state_that_cannot_be_read_ends_the_leader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = StorageError("cannot read: Input/output error")
+
+    def chunk(self: object) -> bytes:
+        raise broken
+
+    monkeypatch.setattr("kvorum_node.machine.snapshot.SnapshotReader.chunk", chunk)
+    n3 = Follower()
+    async with leading_node(n3) as n1:
+        await fall_behind(n1, n3)
+        assert await n1.ended() is broken
+
+
+# The log, meanwhile.
+
+
+async def test_the_log_waits_for_the_snapshot_that_is_being_sent() -> None:
+    n3 = Follower()
+    n3.takes.clear()
+    async with leading_node(n3) as n1:
+        await fall_behind(n1, n3)
+        sent = n3.headers[0].last.index
+        await write(n1, 2 * 10)
+        assert n1.group.log.first_index() <= sent + 1
+        n3.takes.set()
+        await eventually(lambda: n3.reports)
+        n1.hear(accepted(1, sent, sender=3))
+        n1.hear(accepted(1, n1.raft.log.last_index, sender=3))
+        await eventually(lambda: n1.group.log.first_index() > sent + 1)
+        assert len(n3.headers) == 1
+
+
+async def test_the_log_does_not_wait_for_ever() -> None:
+    n3 = Follower()
+    n3.takes.clear()
+    async with leading_node(n3) as n1:
+        await fall_behind(n1, n3)
+        sent = n3.headers[0].last.index
+        await write(n1, 5 * 10)
+        await eventually(lambda: n1.group.log.first_index() > sent + 1)
+
+
+async def test_the_log_waits_for_a_follower_that_goes_on_from_its_snapshot() -> None:
+    """Between the end of the stream and the follower's first word, and while it catches up."""
+    n3 = Follower()
+    async with leading_node(n3) as n1:
+        await fall_behind(n1, n3)
+        sent = n3.headers[0].last.index
+        await eventually(lambda: n3.reports)
+        await write(n1, 15)
+        assert n1.group.log.first_index() <= sent + 1
+        n1.hear(accepted(1, sent, sender=3))
+        await write(n1, 5)
+        assert n1.group.log.first_index() <= sent + 1
+        assert len(n3.headers) == 1
+
+
+async def test_a_log_that_waits_is_cut_seldom_and_much(caplog: pytest.LogCaptureFixture) -> None:
+    """Each cut costs a flush of the state: not one for each entry that n3 gets on."""
+    caplog.set_level("INFO", "kvorum.node")
+    n3 = Follower()
+    async with leading_node(n3) as n1:
+        await n1.lead()
+        for _ in range(40):
+            await write(n1, 1)
+            n1.hear(accepted(1, max(1, n1.raft.log.last_index - 12), sender=3))
+            await n1.settle()
+    assert 2 <= len([one for one in caplog.messages if "has cut the log" in one]) <= 8
