@@ -213,19 +213,6 @@ async def test_a_leader_that_removes_itself_hands_over_and_stops() -> None:
         assert successor.node.group.machine.revision >= max(written, default=0) + 1
 
 
-async def test_a_removed_leaders_acknowledgements_have_a_way_until_it_is_complete() -> None:
-    """The configuration without it holds before it is committed, and it has to hear of that."""
-    async with NodeGroup(2) as group:
-        leader = await group.leader()
-        [other] = await followers(group)
-        term = leader.node.group.raft.term
-        await leader.node.remove_member(leader.id)
-        assert leader.node.group.raft.term == term  # nobody else had to complete it
-        await eventually(lambda: other.leads)
-        await other.put(b"k")
-        assert other.members == {other.id}
-
-
 async def test_a_number_is_never_used_again() -> None:
     async with NodeGroup(3) as group:
         [gone, _] = await followers(group)

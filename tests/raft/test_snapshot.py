@@ -238,6 +238,24 @@ def test_what_was_being_written_when_it_came_counts_for_nothing() -> None:
     assert (host.disk.start, host.disk.synced_log) == (position("5@2"), ())
 
 
+def test_an_entry_that_was_written_before_the_snapshot_is_written_again_behind_it() -> None:
+    """It came, was replaced, and came again with another leader: what installs the snapshot
+    removes the first copy, and the fsync of that one must not stand for the second."""
+    host = Host(log="1@1 2@1 3@1", term=1)
+    host.step(append(1, "3@1", "4@1 5@1"))
+    host.take()
+    host.step(
+        append(2, "3@1", "4@2", sender=3),
+        install_snapshot(3, "4@1"),
+        append(3, "4@1", "5@1"),
+    )
+    host.complete()
+    host.drain()
+
+    assert host.disk.start == position("4@1")
+    assert written(host.disk.synced_log) == "5@1"
+
+
 def test_a_newer_snapshot_may_come_while_one_is_being_installed() -> None:
     host = Host()
     host.step(install_snapshot(2, "5@2"))

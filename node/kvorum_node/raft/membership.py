@@ -97,8 +97,8 @@ def _check_sense(configuration: Configuration, change: Change) -> None:
         return
     if not known and node <= configuration.last_id:
         raise ChangeRefused(
-            f"{name} was a member once, and its name is not used again: a new member's number is"
-            f" above {configuration.last_id}"
+            f"{name} was a member once, or was passed over, and is not used again: a new member's"
+            f" number is above {configuration.last_id}"
         )
     if isinstance(change, AddVoter) and node in configuration.voters:
         raise ChangeRefused(f"{name} is a voter already")
