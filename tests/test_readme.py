@@ -1,5 +1,6 @@
-"""The README keeps its word: its program runs and prints what it says, its links lead somewhere."""
+"""The pages keep their word: the program runs and prints what it says, links lead somewhere."""
 
+import os
 import re
 import subprocess
 import sys
@@ -28,27 +29,40 @@ def test_the_first_program_prints_what_its_comments_say(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+    "page",
+    ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/operations.md"],
 )
 def test_links_lead_somewhere(page: str) -> None:
     targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
-    missing = [one for one in targets if "://" not in one and not (ROOT / one).exists()]
+    folder = (ROOT / page).parent
+    missing = [one for one in targets if "://" not in one and not (folder / one).exists()]
     assert missing == []
 
 
-def test_the_commands_of_the_readme_exist() -> None:
-    """`make` targets and `kvorum` commands, as they stand in the text."""
+def test_the_targets_of_the_readme_exist() -> None:
     text = (ROOT / "README.md").read_text()
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.findall(r"\bmake ([a-z-]+)\b", text))
     assert targets
     assert {one for one in targets if not re.search(rf"^{one}:", makefile, re.M)} == set()
-    commands = set(re.findall(r"^    kvorum ((?:cluster )?[a-z]+)", text, re.M))
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/operations.md"])
+def test_the_commands_of_a_page_exist_with_their_options(page: str) -> None:
+    """As they stand in its examples, one a line."""
+    lines = re.findall(r"^ {4,}kvorum ([^#\n]+)", (ROOT / page).read_text(), re.M)
+    commands: dict[str, set[str]] = {}
+    for line in lines:
+        [command] = re.findall(r"^(?:cluster |member )?[a-z]+", line)
+        commands.setdefault(command, set()).update(re.findall(r" (--[a-z-]+)", line))
     assert commands
-    for command in sorted(commands):
-        subprocess.run(
+    for command, options in sorted(commands.items()):
+        ran = subprocess.run(
             [sys.executable, "-m", "kvorum.cli", *command.split(), "--help"],
             check=True,
             capture_output=True,
+            text=True,
             timeout=60,
+            env={**os.environ, "COLUMNS": "200"},
         )
+        assert {option for option in options if option not in ran.stdout} == set(), command

@@ -11,6 +11,7 @@ answer which says that it was not made.
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self, TypeVar
@@ -221,8 +222,13 @@ class ClusterAdmin:
     ) -> None:
         """Let `name` be a member no longer, and return once that is decided.
 
-        The node stops by itself as soon as it learns of it.
+        The node stops by itself as soon as it learns of it. A leader is asked to hand
+        over first: what it has under way would be in doubt otherwise.
         """
+        leader = await self.find_leader(timeout=timeout)
+        if (await self.status(leader)).name == name:
+            with suppress(KvorumError):  # one that cannot hand over removes itself
+                await self.transfer_leadership(leader)
         try:
             await self._call_leader(
                 "RemoveMember",

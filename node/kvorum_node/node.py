@@ -161,7 +161,7 @@ class Node:
             progress = raft.role.progress
             target = max(
                 progress.keys() & raft.configuration.voters,
-                key=lambda member: (progress[member].active, progress[member].match),
+                key=lambda member: (progress[member].recently_active, progress[member].match),
                 default=None,
             )
         if target is None:

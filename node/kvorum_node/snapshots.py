@@ -103,6 +103,9 @@ class _Sending:
     group: Group
     node: NodeId
     term: Term
+    turn: asyncio.Lock
+    """Held while a stream to the follower is open: also one of an earlier leadership."""
+
     kept_from: Index | None = None
     """The log after it will be needed by the follower, once it has the snapshot."""
 
@@ -141,8 +144,9 @@ class Snapshots:
         before = self._sending.get((group.id, node))
         if before is not None and before.term == group.raft.term:
             return  # the follower got on some other way meanwhile; one report answers both
-        sending = _Sending(group, node, group.raft.term)
-        sending.task = asyncio.create_task(self._send(sending, before.task if before else None))
+        turn = before.turn if before is not None else asyncio.Lock()
+        sending = _Sending(group, node, group.raft.term, turn)
+        sending.task = asyncio.create_task(self._send(sending))
         self._sending[group.id, node] = sending
 
     def report(self) -> None:
@@ -176,34 +180,37 @@ class Snapshots:
             default=group.machine.applied,
         )
 
-    async def _send(
-        self, sending: _Sending, before: asyncio.Task[Index | None] | None
-    ) -> Index | None:
-        if before is not None:
-            await asyncio.wait([before])
-        group, name = sending.group, node_name(sending.node)
+    async def _send(self, sending: _Sending) -> Index | None:
+        """Returns what to report."""
         try:
-            with closing(group.machine.read_snapshot()) as reader:
-                header = _header(group, sending.node, reader.applied)
-                sending.kept_from = header.last.index
-                group.logger.info("sends %s a snapshot at %s", name, header.last)
-                try:
-                    await self._stream_to(sending.node, header, reader)
-                except (SnapshotFailed, TimeoutError) as error:
-                    why = str(error) or f"it has taken nothing for {STALLED_SECONDS:g} s"
-                    group.logger.warning(
-                        "could not send %s the snapshot at %s: %s", name, header.last, why
-                    )
-                else:
-                    group.logger.info("has sent %s the snapshot at %s", name, header.last)
-                    return header.last.index
-            sending.kept_from = None
-            await asyncio.sleep(RETRY_SECONDS)
+            async with sending.turn:
+                index = await self._send_state(sending)
+            if index is None:
+                await asyncio.sleep(RETRY_SECONDS)
         except StorageError as error:
             self._host.fail(error)
+            return None
         finally:
             self._host.wake()
-        return None
+        return index
+
+    async def _send_state(self, sending: _Sending) -> Index | None:
+        group, name = sending.group, node_name(sending.node)
+        with closing(group.machine.read_snapshot()) as reader:
+            header = _header(group, sending.node, reader.applied)
+            sending.kept_from = header.last.index
+            group.logger.info("sends %s a snapshot at %s", name, header.last)
+            try:
+                await self._stream_to(sending.node, header, reader)
+            except (SnapshotFailed, TimeoutError) as error:
+                sending.kept_from = None
+                why = str(error) or f"it has taken nothing for {STALLED_SECONDS:g} s"
+                group.logger.warning(
+                    "could not send %s the snapshot at %s: %s", name, header.last, why
+                )
+                return None
+        group.logger.info("has sent %s the snapshot at %s", name, header.last)
+        return header.last.index
 
     async def _stream_to(self, node: NodeId, header: Header, reader: SnapshotReader) -> None:
         async with (

@@ -306,7 +306,7 @@ def _promote_learners(raft: Raft, role: Leader) -> None:
 def _step_aside(raft: Raft, role: Leader) -> None:
     """End the office of a leader that is no voter any more, and let the best one follow at once."""
     voters = [
-        (progress.active, progress.match, member)
+        (progress.recently_active, progress.match, member)
         for member, progress in role.progress.items()
         if member in raft.configuration.voters
     ]
