@@ -57,8 +57,12 @@ class NodeConfig(BaseModel):
     where the network or the disk is merely slow."""
 
     log_max_bytes: int = Field(default=256 << 20, ge=1 << 16)
-    """Beyond it the older half of the Raft log is dropped; a follower that needs it cannot
-    catch up. Larger: more disk, and longer outages that a node can make good."""
+    """Beyond it the older half of the Raft log is dropped; a follower that needs it is sent the
+    whole state instead. Up to four times as much while one is catching up. Larger: more disk,
+    and longer outages that cost only what was written meanwhile."""
+
+    log_max_entries: int = Field(default=1_000_000, ge=1 << 10)
+    """The same by count: each entry costs about 8 bytes of memory."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"

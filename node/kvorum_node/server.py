@@ -94,6 +94,7 @@ async def serve(config: NodeConfig) -> None:
             config.addresses or None,
             timing=Timing(config.tick_ms / 1000, config.election_timeout_ms / 1000),
             log_max_bytes=config.log_max_bytes,
+            log_max_entries=config.log_max_entries,
         )
         _refuse_embedded(node, config)
     except BaseException:

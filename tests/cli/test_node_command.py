@@ -53,6 +53,7 @@ def test_there_is_a_flag_for_every_setting(started: list[NodeConfig]) -> None:
         "tick_ms": "20",
         "election_timeout_ms": "300",
         "log_max_bytes": "1000000",
+        "log_max_entries": "50000",
         "log_level": "debug",
         "log_format": "json",
     }

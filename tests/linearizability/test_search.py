@@ -58,6 +58,10 @@ GOOD = {
     "lost writes of the same value": [
         *(lost(Write(1), 0), lost(Write(1), 4), read(1, 2, 3), write(2, 5, 6), read(1, 7, 8)),
     ],
+    "a lost write that is needed later": [
+        *(write(1, 0, 9), write(2, 0, 10), lost(Write(1), 0)),
+        *(read(1, 11, 12), write(3, 13, 14), read(1, 15, 16)),
+    ],
     "a lost compare-and-set": [write(1, 0, 1), lost(CompareAndSet(1, 2), 2), read(2, 3, 4)],
     "a lost read": [lost(Read(), 0), write(1, 1, 2)],
     "touching ends overlap": [write(1, 0, 1), read(None, 1, 2)],

@@ -70,7 +70,7 @@ class ScriptedLeader:
         return await self.script(request, context)
 
 
-async def be_followed(client: WireClient) -> Any:
+async def be_followed(client: WireClient, *, leader: int = 2) -> Any:
     """Tell n1 that n2 leads, as n2 would; returns the stream, which must stay."""
     status = await client.cluster(cluster_pb2.GetStatusRequest())
     stream = client.channel.stream_unary(
@@ -78,13 +78,13 @@ async def be_followed(client: WireClient) -> Any:
         request_serializer=raft_pb2.PeerMessage.SerializeToString,
         response_deserializer=raft_pb2.PeerStreamClosed.FromString,
     )()
-    hello = raft_pb2.PeerHello(cluster_id=status.cluster_id, sender=2, recipient=1)
+    hello = raft_pb2.PeerHello(cluster_id=status.cluster_id, sender=leader, recipient=1)
     heartbeat = raft_pb2.RaftMessage(
-        group=1, sender=2, recipient=1, term=9, heartbeat=raft_pb2.Heartbeat()
+        group=1, sender=leader, recipient=1, term=leader + 7, heartbeat=raft_pb2.Heartbeat()
     )
     await stream.write(raft_pb2.PeerMessage(hello=hello, messages=[heartbeat]))
     async with asyncio.timeout(DEADLINE_SECONDS):
-        while status.leader != "n2":
+        while status.leader != f"n{leader}":
             await asyncio.sleep(0.01)
             status = await client.cluster(cluster_pb2.GetStatusRequest())
     return stream
@@ -215,3 +215,19 @@ async def test_a_caller_that_gives_up_ends_the_leaders_work(follower: Follower) 
     asking.cancel()
     async with asyncio.timeout(DEADLINE_SECONDS):
         await ended.wait()
+
+
+async def test_a_leader_that_joined_while_the_node_was_away_is_as_good_as_none(
+    follower: Follower,
+) -> None:
+    """Until the log has told where it is."""
+    client, _ = follower
+    stream = await be_followed(client, leader=9)
+    error = await failure(client.kv(kv_pb2.PutRequest(key=b"k")))
+    assert details(error)[0].reason == "NO_LEADER"
+    session = client.session()
+    await session.write(kv_pb2.SessionRequest())
+    leadership = (await session.read()).leadership
+    assert (leadership.term, leadership.leader, leadership.address) == (16, "", "")
+    session.cancel()
+    stream.cancel()

@@ -18,9 +18,16 @@ from kvorum.errors import (
 )
 from kvorum_node.group import Write
 from kvorum_node.members import ChangeOfMembers
-from kvorum_node.raft.configuration import Remove
-from kvorum_node.raft.messages import AppendEntries, Heartbeat, Message, RequestVote, TimeoutNow
-from kvorum_node.raft.types import EntryKind, GroupId, NodeId, Settings
+from kvorum_node.raft.configuration import Configuration, Remove
+from kvorum_node.raft.messages import (
+    AppendEntries,
+    AppendEntriesReply,
+    Heartbeat,
+    Message,
+    RequestVote,
+    TimeoutNow,
+)
+from kvorum_node.raft.types import Entry, EntryKind, GroupId, Index, NodeId, Settings, Term
 from kvorumpb.v1.command_pb2 import CommandBatch
 from tests.support.commands import add, put
 from tests.support.driven_node import DrivenNode
@@ -28,6 +35,7 @@ from tests.support.eventually import eventually
 from tests.support.raft_messages import (
     accepted,
     append,
+    entries,
     heartbeat,
     heartbeat_reply,
     timeout_now,
@@ -125,6 +133,29 @@ async def test_a_change_of_members_is_in_doubt_when_the_node_stops() -> None:
         n1.driver.stop()
         with pytest.raises(OutcomeUnknown):
             await change
+
+
+async def test_a_removed_leader_is_answered_until_its_removal_is_committed() -> None:
+    """The configuration without it holds before, and it needs acknowledgements for just that."""
+    without_n2 = Configuration.of({node: f"host{node}:7100" for node in (NodeId(1), NodeId(3))})
+    leave = Entry(Index(2), Term(1), EntryKind.CONFIGURATION, without_n2.encode())
+    async with DrivenNode() as n1:
+        n1.hear(append(1, log=[*entries("1@1"), leave], commit=1))
+        await eventually(lambda: n1.group.addresses.keys() == {1, 3})
+        assert n1.group.members.correspondents.keys() == {1, 2, 3}
+        n1.hear(heartbeat(1, commit=2))
+        await eventually(lambda: n1.group.members.correspondents.keys() == {1, 3})
+
+
+async def test_the_configuration_as_of_an_entry_is_that_of_the_last_change_before_it() -> None:
+    """What a snapshot says of the members must fit the state, not the end of the log."""
+    without_n2 = Configuration.of({node: f"host{node}:7100" for node in (NodeId(1), NodeId(3))})
+    leave = Entry(Index(2), Term(1), EntryKind.CONFIGURATION, without_n2.encode())
+    async with DrivenNode() as n1:
+        n1.hear(append(1, log=[*entries("1@1"), leave, Entry(Index(3), Term(1))], commit=1))
+        await n1.said(AppendEntriesReply)
+        members = [n1.group.members.configuration_at(Index(at)).members for at in range(4)]
+        assert members == [{1, 2, 3}, {1, 2, 3}, {1, 3}, {1, 3}]
 
 
 async def test_a_change_of_members_is_refused_as_the_core_says() -> None:

@@ -72,6 +72,7 @@ def node(
         str | None,
         _option("LOG_MAX_BYTES", "Beyond it the older half of the log is dropped.", "bytes"),
     ] = None,
+    log_max_entries: Annotated[str | None, _option("LOG_MAX_ENTRIES", "Or beyond so many.")] = None,
     log_format: Annotated[
         str | None, _option("LOG_FORMAT", "For people or for machines.", "text|json")
     ] = None,
