@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 SOURCES := client node tests deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-newest check format proto bench lock clean
+.PHONY: help setup demo test test-newest chaos check format proto sim sim-mutants bench lock clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -34,6 +34,14 @@ test-newest:  ## Run all tests with the newest versions of everything, in an env
 	.venv-newest/bin/python -m pip list --format freeze | grep -E '^(grpcio|protobuf|rocksdict)='
 	.venv-newest/bin/python -m pytest
 
+# The rest is chosen by `make chaos MINUTES=10 NODES=5 SEED=7 FAULTS=kill-leader,partition`.
+chaos: MINUTES = 2
+chaos: NODES = 3
+chaos: DIRECTORY = .kvorum/chaos
+chaos: setup  ## Harm real nodes in every way for MINUTES, and check what their clients saw
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --nodes $(NODES) --directory $(DIRECTORY) \
+		$(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED))
+
 check: setup  ## Format, lint, types, generated code
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
@@ -46,6 +54,12 @@ format: setup  ## Rewrite the sources in the one format
 
 proto: setup  ## Generate the Python code of the protocol
 	$(BIN)/python proto/generate.py
+
+sim: setup  ## Simulate clusters under faults: SEEDS=A:B (fresh ones), EVENTS=5000, BUDGET=120 seconds
+	$(BIN)/python -m tests.sim $(if $(SEEDS),--seeds $(SEEDS)) --events $(or $(EVENTS),5000) --budget-seconds $(or $(BUDGET),120)
+
+sim-mutants: setup  ## Take guards away, one at a time, and see the simulator miss each
+	$(BIN)/python -m tests.sim.mutants
 
 bench: setup  ## Measure writes and reads against three local nodes, and print the figures
 	$(BIN)/python -m tests.bench.throughput
