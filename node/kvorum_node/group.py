@@ -237,7 +237,10 @@ class Group:
             case _, Role.LEADER:
                 self._ticks_since_lead = 0
                 self._fail_all_reads()
-                self.logger.info("leads no more")
+                if raft.term == before[0] and raft.node in raft.configuration.voters:
+                    self.logger.warning("leads no more: it has heard no majority of the voters")
+                else:
+                    self.logger.info("leads no more")
             case Role.FOLLOWER, _ if raft.leader is not None:
                 self.logger.info("follows %s", node_name(raft.leader))
             case _:

@@ -517,3 +517,16 @@ async def test_a_change_of_leadership_is_told_once_and_logged(
         "leads",
         "leads no more",
     ]
+
+
+async def test_a_leader_that_is_heard_by_nobody_says_why_it_leads_no_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with DrivenNode() as n1:
+        await n1.lead()
+        await n1.tick(2 * n1.raft.settings.election_ticks)
+        await eventually(lambda: not n1.leads)
+        await n1.settle()
+    assert [record.getMessage() for record in caplog.records] == [
+        "leads no more: it has heard no majority of the voters"
+    ]

@@ -96,6 +96,20 @@ def test_the_entry_carries_the_whole_configuration() -> None:
     assert Configuration.decode(entry.data) == host.raft.configuration
 
 
+def test_reads_do_not_wait_for_the_answer_of_who_has_left() -> None:
+    """Alone, n1 is its own majority: n2 is not listened to any more, and nobody else answers."""
+    host = leader(voters=2)
+    host.raft.change_members([Remove(N2)])
+    host.raft.read_index(7)
+    host.drain()
+    assert host.reads == []
+
+    host.ask(accepted(1, 2), heartbeat_reply(1, read_round=1))
+
+    assert host.raft.configuration.voters == {1}
+    assert [state.requests for state in host.reads] == [(7,)]
+
+
 def test_who_joins_gets_messages_and_who_leaves_gets_none() -> None:
     host = leader_with_learner()
     assert list(as_leader(host.raft).progress) == [2, 3, 4]
@@ -141,6 +155,12 @@ def test_what_makes_no_sense_is_refused_forced_or_not(changes: list[Change], why
         host.raft.change_members(changes, force=True)
 
 
+def test_the_address_of_a_member_does_not_change() -> None:
+    """Not by a change of what it is, either: two nodes might both believe to be it."""
+    host = leader_with_learner()
+    assert "is a member at h4:7100" in str(refusal(host, AddVoter(N4, "elsewhere:7100")))
+
+
 def test_the_id_of_a_removed_member_is_not_used_again() -> None:
     host = leader_with_learner()
     host.raft.change_members([Remove(N4)])
@@ -172,12 +192,21 @@ def test_one_change_at_a_time() -> None:
 
 def test_a_voter_that_has_not_caught_up_must_be_forced() -> None:
     host = leader_with_learner()
+    host.ask(accepted(1, 1, sender=4))
     error = refusal(host, AddVoter(N4))
     assert error.endangers_quorum
     assert "n4 has not caught up" in str(error)
 
     host.raft.change_members([AddVoter(N4)], force=True)
     assert host.raft.configuration.voters == {1, 2, 3, 4}
+
+
+def test_a_learner_that_was_never_started_cannot_be_made_a_voter_forced_or_not() -> None:
+    """It could not be started as one: an empty directory of a voter is one that was lost."""
+    host = leader_with_learner()
+    for force in (False, True):
+        with pytest.raises(ChangeRefused, match="start it first"):
+            host.raft.change_members([AddVoter(N4)], force=force)
 
 
 def test_a_learner_that_has_caught_up_can_be_made_a_voter() -> None:
@@ -221,6 +250,19 @@ def test_voters_that_cannot_be_reached_must_not_become_the_majority() -> None:
 
     host.raft.change_members([Remove(N2)], force=True)
     assert host.raft.configuration.voters == {1, 3}
+
+
+def test_a_leader_that_was_just_elected_takes_nobody_for_alive_whom_it_has_not_heard() -> None:
+    """n3 has been dead for long: with n1 removed, n2 would need it, and nobody could lead again."""
+    host = Host(node=2)
+    host.lead()
+    host.accept(by=[1])
+    host.drain()
+
+    assert refusal(host, Remove(N1)).endangers_quorum
+
+    host.ask(heartbeat_reply(1, sender=3, to=2))
+    host.raft.change_members([Remove(N1)])
 
 
 def test_a_silent_voter_can_be_removed() -> None:

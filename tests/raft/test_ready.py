@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from kvorum_node.raft.messages import Message
+from kvorum_node.raft.configuration import AddLearner
+from kvorum_node.raft.messages import AppendEntries, Heartbeat, Message
 from kvorum_node.raft.types import HardState, Index, NodeId, Settings, Term
 from tests.support.raft_group import Group, Host, is_follower, is_leader
 from tests.support.raft_messages import (
@@ -112,6 +113,24 @@ def test_every_answer_waits_for_the_disk(
     assert ready.messages == ()
     assert ready.promises == (answer,)
     assert ready.must_sync is must_sync
+
+
+def test_an_only_voter_tells_nobody_of_its_term_before_that_is_on_the_disk() -> None:
+    """It stands and leads at once. Were its learner told, and then its term forgotten in a crash,
+    it could lead the same term again, with another entry in the same place."""
+    host = Host(voters=1)
+    host.lead_established()
+    host.raft.change_members([AddLearner(NodeId(2))])
+    host.drain()
+    host.crash()
+    host.restart()
+
+    while not host.leads:
+        host.tick()
+    host.raft.propose(b"x")
+
+    assert host.take() == ()
+    assert {type(message) for message in host.complete()} == {AppendEntries, Heartbeat}
 
 
 def test_a_candidates_requests_wait_for_its_own_vote_to_be_on_the_disk() -> None:

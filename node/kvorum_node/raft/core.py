@@ -57,7 +57,8 @@ class Ready:
     """
 
     messages: tuple[Message, ...]
-    """A leader's appends and heartbeats: they promise nothing, so they need not wait."""
+    """A leader's appends and heartbeats: they promise nothing, so they need not wait. (Those of
+    a term that is new promise the term, and are among `promises`.)"""
 
     hard_state: HardState | None
     """Replaces the stored one. Set if the term or the vote is new, or there is more to write."""
@@ -257,13 +258,16 @@ class Raft:
         snapshot = self.log.take_snapshot()
         entries = self.log.take_unstable()
         changed = (self.term, self.vote) != self._written
+        # An only voter stands and leads at once: its term must not be heard of before it is on
+        # the disk, or a crash could let it lead the same term again, with other entries.
+        at_once, later = ([], self._messages) if changed else (self._messages, [])
         ready = Ready(
-            messages=tuple(self._messages),
+            messages=tuple(at_once),
             # A commit index alone is not worth a write: it comes along with the next entries.
             hard_state=self.hard_state if changed or entries or snapshot else None,
             snapshot=snapshot,
             entries=entries,
-            promises=tuple(self._promises),
+            promises=(*later, *self._promises),
             committed=tuple(
                 self.log.entries(
                     Index(self.log.applied + 1),

@@ -121,7 +121,7 @@ def on_append_entries_reply(raft: Raft, role: Leader, message: AppendEntriesRepl
     progress = role.progress.get(message.sender)
     if progress is None:
         return
-    progress.active = True
+    progress.hear()
     if message.hint is not None:
         meeting = raft.log.probable_match(message.hint.index, message.hint.term)
         progress.rejected(message.index, meeting.index)
@@ -133,6 +133,7 @@ def on_heartbeat_reply(raft: Raft, role: Leader, message: HeartbeatReply) -> Non
     progress = role.progress.get(message.sender)
     if progress is None:
         return
+    progress.hear()
     progress.alive(raft.log.last_index)
     progress.read_round = max(progress.read_round, message.read_round)
     _confirm_reads(raft, role)
@@ -154,7 +155,7 @@ def advance_commit(raft: Raft, role: Leader) -> None:
     role.established = True
     while role.uncommitted and role.uncommitted[0][0] <= index:
         role.uncommitted_bytes -= role.uncommitted.popleft()[1]
-    completed = membership.complete(raft, role)
+    completed = membership.complete(raft)
     if completed is not None:
         _configure(raft, role, completed)
     elif membership.is_out(raft):
@@ -276,6 +277,7 @@ def _configure(raft: Raft, role: Leader, configuration: Configuration) -> Positi
     """Append the configuration, which holds from now on."""
     position = _append(raft, role, configuration.encode(), EntryKind.CONFIGURATION)
     _follow_configuration(raft, role)
+    _confirm_reads(raft, role)  # who has not answered yet may be needed no more
     return position
 
 

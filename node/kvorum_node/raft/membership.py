@@ -48,6 +48,7 @@ def plan(raft: Raft, role: Leader, changes: Sequence[Change], *, force: bool) ->
         raise ChangeRefused("another change of members is under way")
     for change in changes:
         _check_sense(configuration, change)
+        _check_has_begun(role, change)
     try:
         planned = configuration.enter_joint(changes)
         if planned.voters == configuration.voters:
@@ -61,7 +62,7 @@ def plan(raft: Raft, role: Leader, changes: Sequence[Change], *, force: bool) ->
     return planned
 
 
-def complete(raft: Raft, role: Leader) -> Configuration | None:
+def complete(raft: Raft) -> Configuration | None:
     """The configuration that completes a change, if one is due."""
     configuration = raft.configuration
     if not configuration.is_joint or raft.log.configuration_index > raft.log.committed:
@@ -104,9 +105,23 @@ def _check_sense(configuration: Configuration, change: Change) -> None:
         raise ChangeRefused(f"{name} is a voter already")
     if isinstance(change, AddLearner) and node in configuration.learners:
         raise ChangeRefused(f"{name} is a learner already")
+    if known and change.address not in ("", configuration.addresses[node]):
+        raise ChangeRefused(f"{name} is a member at {configuration.addresses[node]}")
     for other, address in configuration.addresses.items():
         if other != node and address and address == change.address:
             raise ChangeRefused(f"{address} is the address of {node_name(other)}")
+
+
+def _check_has_begun(role: Leader, change: Change) -> None:
+    """Refuse to make a voter of a learner that may never have been started.
+
+    It could not be started any more: a voter that has nothing has lost what it had.
+    """
+    progress = role.progress.get(change.node)
+    if isinstance(change, AddVoter) and progress is not None and progress.match == 0:
+        raise ChangeRefused(
+            f"{node_name(change.node)} has not taken anything of the log yet: start it first"
+        )
 
 
 def _check_quorum(raft: Raft, role: Leader, planned: Configuration) -> None:
@@ -118,7 +133,7 @@ def _check_quorum(raft: Raft, role: Leader, planned: Configuration) -> None:
                 " every write until it has",
                 endangers_quorum=True,
             )
-    alive = {node for node, progress in role.progress.items() if progress.recently_active}
+    alive = {node for node, progress in role.progress.items() if progress.is_alive}
     alive.add(raft.node)
     if not is_quorum(Configuration(voters=planned.voters), alive):
         silent = ", ".join(node_name(node) for node in sorted(planned.voters - alive))
@@ -131,7 +146,7 @@ def _check_quorum(raft: Raft, role: Leader, planned: Configuration) -> None:
 
 def _has_caught_up(raft: Raft, role: Leader, node: NodeId) -> bool:
     progress = role.progress.get(node)
-    if progress is None or not progress.recently_active:
+    if progress is None or not progress.is_alive:
         return False
     needed = raft.log.last_index if role.log_end_before is None else role.log_end_before
     return progress.state is ProgressState.REPLICATE and progress.match >= needed

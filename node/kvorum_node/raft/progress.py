@@ -70,8 +70,11 @@ class Progress:
 
     state: ProgressState = ProgressState.PROBE
 
+    heard: bool = False
+    """Heard from at all, by this leader."""
+
     active: bool = False
-    """Heard from since the last quorum check."""
+    """Heard from since the last quorum check. A leader begins by taking that for granted."""
 
     active_before: bool = False
     """Heard from between the two last quorum checks."""
@@ -87,8 +90,13 @@ class Progress:
 
     @property
     def recently_active(self) -> bool:
-        """Heard from within two election time-outs, and surely if within one."""
+        """Heard from within two election time-outs, and surely if within one; or not known yet."""
         return self.active or self.active_before
+
+    @property
+    def is_alive(self) -> bool:
+        """As recently_active, and not by guess."""
+        return self.heard and self.recently_active
 
     @property
     def paused(self) -> bool:
@@ -164,11 +172,14 @@ class Progress:
 
     def alive(self, last_index: Index) -> None:
         """The follower answered a heartbeat: whatever has stalled may try again."""
-        self.active = True
         self.probing = False
         if self.inflight.full:
             self.inflight.forget_oldest()
         self.due = self.match < last_index
+
+    def hear(self) -> None:
+        """Any answer of the follower has arrived."""
+        self.heard = self.active = True
 
     def start_check(self) -> None:
         """A quorum check has been made, and the next one begins."""
