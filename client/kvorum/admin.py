@@ -22,6 +22,8 @@ from google.protobuf.message import Message
 from kvorum.channels import connect
 from kvorum.errors import (
     Closed,
+    DeadlineExceeded,
+    InvalidTarget,
     KvorumError,
     MembershipChangeRefused,
     NoLeader,
@@ -49,10 +51,24 @@ Status = cluster_pb2.GetStatusResponse
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What the nodes of a cluster said."""
+    """What the nodes of a cluster said, each of them once."""
 
     outcomes: Mapping[str, Status | KvorumError]
     """An answer, or why there is none, by the address at which the node was asked."""
+
+    @classmethod
+    def of(cls, outcomes: Iterable[tuple[str, Status | KvorumError]]) -> Self:
+        """Of a node that was asked at several of its addresses, the first answer counts."""
+        distinct: dict[str, Status | KvorumError] = {}
+        seen: set[tuple[str, str]] = set()
+        for address, outcome in outcomes:
+            if isinstance(outcome, Status) and outcome.name:
+                node = (outcome.cluster_id, outcome.name)
+                if node in seen:
+                    continue
+                seen.add(node)
+            distinct[address] = outcome
+        return cls(distinct)
 
     @property
     def answers(self) -> dict[str, Status]:
@@ -88,6 +104,24 @@ class Survey:
             default=None,
         )
 
+    def view_of(self, member: str) -> Status | None:
+        """What the member said itself, in the cluster that `best` is of."""
+        best = self.best
+        if best is None:
+            return None
+        nodes = {(one.cluster_id, one.name): one for one in self.answers.values()}
+        return nodes.get((best.cluster_id, member))
+
+    def refuse_several_clusters(self) -> None:
+        """Raise InvalidTarget if the nodes are not of one cluster: which one is meant?"""
+        clusters = {one.cluster_id for one in self.answers.values()}
+        if len(clusters) > 1:
+            found = ", ".join(
+                f"{address} is {one.name} of {one.cluster_id}"
+                for address, one in self.answers.items()
+            )
+            raise InvalidTarget(f"the addresses are of different clusters: {found}")
+
 
 class ClusterAdmin:
     """Asks nodes about themselves. The answers are documented in cluster.proto.
@@ -118,7 +152,8 @@ class ClusterAdmin:
     async def survey(self, *, timeout: float = STATUS_TIMEOUT_SECONDS) -> Survey:
         """Ask the nodes at `addresses`, and the members that those name; never raises for a node.
 
-        Takes up to twice the timeout if nodes do not answer.
+        Takes up to twice the timeout if nodes do not answer. A node of another cluster that
+        runs where a member should be is no answer; of those at `addresses`, each one is.
         """
 
         async def ask(address: str) -> tuple[str, Status | KvorumError]:
@@ -127,10 +162,21 @@ class ClusterAdmin:
             except KvorumError as error:
                 return address, error
 
-        given = Survey(dict(await asyncio.gather(*map(ask, self.addresses))))
-        members = {one.address for status in given.answers.values() for one in status.members}
-        others = sorted(members.difference(self.addresses))
-        return Survey({**given.outcomes, **dict(await asyncio.gather(*map(ask, others)))})
+        given = await asyncio.gather(*map(ask, self.addresses))
+        answers = Survey.of(given).answers.values()
+        known = {(status.cluster_id, status.name) for status in answers}
+        members = {
+            member.address: status.cluster_id
+            for status in answers
+            for member in status.members
+            if (status.cluster_id, member.name) not in known
+        }
+        others = sorted(members.keys() - set(self.addresses))
+        found = [
+            (address, _of_cluster(members[address], address, outcome))
+            for address, outcome in await asyncio.gather(*map(ask, others))
+        ]
+        return Survey.of([*given, *found])
 
     async def find_leader(self, *, timeout: float = MEMBERSHIP_TIMEOUT_SECONDS) -> str:
         """Return the address of the node that leads, waiting for an election if there is one.
@@ -138,19 +184,24 @@ class ClusterAdmin:
         Raises:
             NoNodeReachable: nobody answered in time.
             NoLeader: nodes answered, and none of them led in time.
+            InvalidTarget: they are of several clusters.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while True:
             remaining = max(PAUSE_SECONDS, deadline - loop.time())
             survey = await self.survey(timeout=min(STATUS_TIMEOUT_SECONDS, remaining))
+            survey.refuse_several_clusters()
             if survey.leader is not None:
                 return survey.leader
             if loop.time() >= deadline:
                 asked = tuple(survey.outcomes)
                 if not survey.answers:
                     raise NoNodeReachable(f"no node answers: asked {', '.join(asked)}", nodes=asked)
-                raise NoLeader(f"no node leads: asked {', '.join(asked)}")
+                raise NoLeader(
+                    f"no node leads: asked {', '.join(asked)}. Is a majority of the voters running?"
+                    ' docs/operations.md, "The majority is lost", says what to do if it never will'
+                )
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def content_hash(
@@ -210,12 +261,18 @@ class ClusterAdmin:
         self, name: str, *, force: bool = False, timeout: float = MEMBERSHIP_TIMEOUT_SECONDS
     ) -> None:
         """Make the learner `name` a voter, and return once it is one."""
-        await self._call_leader(
-            "PromoteMember",
-            cluster_pb2.PromoteMemberRequest(name=name, force=force),
-            cluster_pb2.PromoteMemberResponse,
-            timeout=timeout,
-        )
+        deadline = asyncio.get_running_loop().time() + timeout
+        try:
+            await self._call_leader(
+                "PromoteMember",
+                cluster_pb2.PromoteMemberRequest(name=name, force=force),
+                cluster_pb2.PromoteMemberResponse,
+                timeout=timeout,
+            )
+        except (OutcomeUnknown, DeadlineExceeded):
+            view = await self._settled_view(deadline)
+            if view is None or _kinds(view).get(name) != cluster_pb2.Member.VOTER:
+                raise
 
     async def remove_member(
         self, name: str, *, force: bool = False, timeout: float = MEMBERSHIP_TIMEOUT_SECONDS
@@ -225,21 +282,25 @@ class ClusterAdmin:
         The node stops by itself as soon as it learns of it. A leader is asked to hand
         over first: what it has under way would be in doubt otherwise.
         """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
         leader = await self.find_leader(timeout=timeout)
         if (await self.status(leader)).name == name:
             with suppress(KvorumError):  # one that cannot hand over removes itself
-                await self.transfer_leadership(leader)
+                await self.transfer_leadership(
+                    leader, timeout=min(TRANSFER_TIMEOUT_SECONDS, deadline - loop.time())
+                )
         try:
             await self._call_leader(
                 "RemoveMember",
                 cluster_pb2.RemoveMemberRequest(name=name, force=force),
                 cluster_pb2.RemoveMemberResponse,
-                timeout=timeout,
+                timeout=max(PAUSE_SECONDS, deadline - loop.time()),
             )
-        except OutcomeUnknown:
+        except (OutcomeUnknown, DeadlineExceeded):
             # A leader that has removed itself may be gone before its answer is.
-            view = await self.status(await self.find_leader(timeout=timeout))
-            if any(member.name == name for member in view.members):
+            view = await self._settled_view(deadline)
+            if view is None or name in _kinds(view):
                 raise
 
     async def wait_until_voter(
@@ -286,6 +347,16 @@ class ClusterAdmin:
         traceback: TracebackType | None,
     ) -> None:
         await self.close()
+
+    async def _settled_view(self, deadline: float) -> Status | None:
+        """A leader's view, once no change is under way; None if none is to be had in time."""
+        loop = asyncio.get_running_loop()
+        while (remaining := deadline - loop.time()) > 0:
+            view = (await self.survey(timeout=min(STATUS_TIMEOUT_SECONDS, remaining))).led_view
+            if view is not None and not view.members_changing:
+                return view
+            await asyncio.sleep(PAUSE_SECONDS)
+        return None
 
     async def _call_leader(
         self, method: str, request: RequestT, response_type: type[ResponseT], *, timeout: float
@@ -334,6 +405,21 @@ class ClusterAdmin:
             return await rpc(request, timeout=timeout)
         except grpc.aio.AioRpcError as cause:
             raise _translate(cause, address, write=write) from cause
+
+
+def _kinds(view: Status) -> dict[str, cluster_pb2.Member.Kind.ValueType]:
+    return {member.name: member.kind for member in view.members}
+
+
+def _of_cluster(
+    cluster_id: str, address: str, outcome: Status | KvorumError
+) -> Status | KvorumError:
+    """The answer of a member, unless another cluster's node is in its place."""
+    if isinstance(outcome, KvorumError) or outcome.cluster_id == cluster_id:
+        return outcome
+    return NoNodeReachable(
+        f"{address} is {outcome.name} of another cluster, {outcome.cluster_id}", nodes=[address]
+    )
 
 
 def _translate(cause: grpc.aio.AioRpcError, address: str, *, write: bool) -> KvorumError:

@@ -20,6 +20,7 @@
     │   └── NoNodeReachable
     ├── MembershipChangeRefused the members cannot be changed so, or not now
     ├── RemovedFromCluster      this node is no member any more
+    ├── DataDirectoryLost       this node was a member with another data directory
     ├── OutcomeUnknown          a write that may or may not be applied, now or later
     ├── DeadlineExceeded        time ran out; `maybe_applied` says whether a write is in doubt
     ├── Closed                  the store was closed
@@ -196,6 +197,16 @@ class RemovedFromCluster(KvorumError):
     """The node is no member of its cluster any more, and stops."""
 
     reason = "REMOVED_FROM_CLUSTER"
+    code = Code.FAILED_PRECONDITION
+
+
+class DataDirectoryLost(KvorumError):
+    """A node has come back without what it had promised as a member, and stops.
+
+    Metadata: `node`, its name.
+    """
+
+    reason = "DATA_DIRECTORY_LOST"
     code = Code.FAILED_PRECONDITION
 
 

@@ -7,16 +7,17 @@ members; both settings may stay or go.
 """
 
 import hashlib
+import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from kvorum_node.raft.types import NodeId
 
-NAME_PATTERN = r"^n[1-9][0-9]{0,8}$"
+_NAME: Final = r"n[1-9][0-9]{0,8}"
 
 
 class NodeConfig(BaseModel):
@@ -24,7 +25,7 @@ class NodeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=NAME_PATTERN)
+    name: str
     """Of this node, an n and a number. Belongs to the data directory for ever."""
 
     data_dir: Path
@@ -35,7 +36,7 @@ class NodeConfig(BaseModel):
 
     advertise: str = ""
     """host:port under which others reach this node; if empty, its entry in `cluster`, or
-    `listen`. What is said to others is the address with which it was made a member."""
+    `listen`. What counts is the address with which it was made a member."""
 
     cluster: Mapping[str, str] = Field(default_factory=dict[str, str])
     """The members with which the cluster begins, by name, with their addresses."""
@@ -67,6 +68,12 @@ class NodeConfig(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, name: str) -> str:
+        parse_name(name)
+        return name
+
     @field_validator("listen")
     @classmethod
     def _is_address(cls, address: str) -> str:
@@ -75,14 +82,14 @@ class NodeConfig(BaseModel):
     @field_validator("advertise")
     @classmethod
     def _is_address_or_empty(cls, address: str) -> str:
-        return check_address(address) if address else address
+        return check_member_address(address) if address else address
 
     @field_validator("cluster")
     @classmethod
     def _are_members(cls, cluster: Mapping[str, str]) -> Mapping[str, str]:
         for name, address in cluster.items():
             parse_name(name)
-            check_address(address)
+            check_member_address(address)
         if len(set(cluster.values())) != len(cluster):
             raise ValueError("two members have the same address")
         return cluster
@@ -106,6 +113,11 @@ class NodeConfig(BaseModel):
                 f"advertise is {self.advertise}, but the cluster knows {self.name} as"
                 f" {self.cluster[self.name]}"
             )
+        if self.join and not self.address:
+            raise ValueError(
+                f"listen is {self.listen}, which means every address of this machine: to join,"
+                " the setting advertise has to say at which of them the others reach the node"
+            )
         if self.election_timeout_ms < 6 * self.tick_ms:
             raise ValueError(
                 f"election_timeout_ms ({self.election_timeout_ms}) must be at least 6 tick_ms"
@@ -123,8 +135,9 @@ class NodeConfig(BaseModel):
 
     @property
     def address(self) -> str:
-        """Where others are to reach this node."""
-        return self.advertise or self.cluster.get(self.name) or self.listen
+        """Where others are to reach this node; empty if the settings do not say."""
+        listen = "" if _is_everywhere(self.listen) else self.listen
+        return self.advertise or self.cluster.get(self.name) or listen
 
     @property
     def cluster_id(self) -> str:
@@ -137,7 +150,7 @@ class NodeConfig(BaseModel):
 
 def parse_name(name: str) -> NodeId:
     """The id of the node that is written so: 1 for `n1`."""
-    if re.fullmatch(NAME_PATTERN, name) is None:
+    if re.fullmatch(_NAME, name) is None:
         raise ValueError(f"{name!r} is no node name: it is an n and a number, such as n1")
     return NodeId(int(name[1:]))
 
@@ -148,3 +161,22 @@ def check_address(address: str) -> str:
     if match is None or not 0 < int(match[2]) < 65536:
         raise ValueError(f"{address!r} is no address: it is host:port, such as 127.0.0.1:7101")
     return address
+
+
+def check_member_address(address: str) -> str:
+    """The address itself, if it is a host and a port at which others could reach a node."""
+    if _is_everywhere(check_address(address)):
+        raise ValueError(
+            f"{address!r} is an address to listen on, at which nobody else can reach the node:"
+            " give the name or the address of its machine"
+        )
+    return address
+
+
+def _is_everywhere(address: str) -> bool:
+    """Whether it stands for all addresses of a machine, as 0.0.0.0:7100 and [::]:7100 do."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False

@@ -4,17 +4,20 @@
     join       the node was made a member of a running cluster, and asks that one for
                its id, and whether it really is a member
 
-Rule of this file: a new directory is never given to a node that has run before. What
-that node had promised, a vote or an entry on its disk, was lost with its old
-directory; as if nothing had happened it could vote twice in a term, and entries that
-were acknowledged could be forgotten. Such a node is replaced under a new name.
+Rule of this file: a new directory is never knowingly given to a node that has run
+before. What that node had promised, a vote or an entry on its disk, was lost with its
+old directory; as if nothing had happened it could vote twice in a term, and entries
+that were acknowledged could be forgotten. Such a node is replaced under a new name.
+One of the first members asks nobody, and is found out by the first peer that knows its
+old directory (`Node.admit`).
 """
 
+import asyncio
 import logging
 from typing import Final
 
-from kvorum.admin import ClusterAdmin, Status, Survey
-from kvorum.errors import KvorumError
+from kvorum.admin import PAUSE_SECONDS, ClusterAdmin, Status, Survey
+from kvorum.errors import KvorumError, NoLeader
 from kvorum_node.config import NodeConfig
 from kvorum_node.storage.data_directory import Identity
 from kvorumpb.v1 import cluster_pb2
@@ -46,7 +49,8 @@ async def first_identity(config: NodeConfig) -> Identity:
         return Identity(await _ask(config), config.node_id)
     raise CannotJoin(
         f"{config.data_dir} holds no node yet: its first start needs the setting cluster (to begin"
-        " a cluster) or join (to take part in a running one)"
+        f" a cluster) or join (to take part in a running one). If {config.name} has run before, its"
+        f" disk is lost: add a new member in its place, and then remove {config.name}"
     )
 
 
@@ -54,13 +58,24 @@ async def _ask(config: NodeConfig) -> str:
     """The id of the cluster that has made this node a member."""
     logger.info("%s asks %s for its cluster", config.name, ", ".join(config.join))
     async with ClusterAdmin(config.join) as admin:
-        await admin.find_leader(timeout=JOIN_SECONDS)
+        view = await _led_view(admin)
+    _refuse_unless_new_member(config, view)
+    return view.cluster_id
+
+
+async def _led_view(admin: ClusterAdmin) -> Status:
+    """What the leader says: others may not have heard of this member, or of how far it was."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + JOIN_SECONDS
+    while True:
+        await admin.find_leader(timeout=max(PAUSE_SECONDS, deadline - loop.time()))
         survey = await admin.survey()
-    _refuse_several_clusters(survey)
-    if survey.best is None:
-        raise CannotJoin(f"{', '.join(config.join)} have stopped answering; try again")
-    _refuse_unless_new_member(config, survey.best)
-    return survey.best.cluster_id
+        _refuse_several_clusters(survey)
+        if survey.led_view is not None:
+            return survey.led_view
+        if loop.time() >= deadline:
+            raise NoLeader(f"no leader goes on answering: asked {', '.join(admin.addresses)}")
+        await asyncio.sleep(PAUSE_SECONDS)
 
 
 def _refuse_several_clusters(survey: Survey) -> None:

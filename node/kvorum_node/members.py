@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvorum.errors import (
+    DataDirectoryLost,
     DeadlineExceeded,
     KvorumError,
     MembershipChangeRefused,
@@ -121,7 +122,8 @@ class Members:
             if change.deadline <= now:
                 change.fail(
                     DeadlineExceeded(
-                        "the change of members is not complete; it may be yet", maybe_applied=True
+                        "outcome unknown: the change of members is not complete in time",
+                        maybe_applied=True,
                     )
                 )
 
@@ -154,4 +156,16 @@ def removed_from_cluster(node: NodeId) -> RemovedFromCluster:
     return RemovedFromCluster(
         f"{name} was removed from the cluster. Its data directory can be deleted; a node that is"
         f" to take its place needs a new name, because {name} is never used again"
+    )
+
+
+def data_directory_lost(node: NodeId) -> DataDirectoryLost:
+    """The error that ends a node which is known to its peers by another data directory."""
+    name = node_name(node)
+    return DataDirectoryLost(
+        f"{name} was a member with another data directory. If that one was lost, so was what {name}"
+        " had promised, and acknowledged writes could be lost if it came back without: remove it"
+        f" with `kvorum member remove {name}`, and add a new member with `kvorum member add"
+        " HOST:PORT`. If that one still exists, start the node with it",
+        node=name,
     )

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import SystemRandom
 
-from kvorum.errors import MembershipChangeRefused, NoLeader, StorageError
+from kvorum.errors import KvorumError, MembershipChangeRefused, NoLeader, StorageError
 from kvorum_node.driver import LOG_MAX_ENTRIES, Driver
 from kvorum_node.group import Group
 from kvorum_node.machine import Machine
-from kvorum_node.members import removed_from_cluster
+from kvorum_node.members import data_directory_lost, removed_from_cluster
 from kvorum_node.raft.configuration import AddLearner, AddVoter, Change, Configuration, Remove
 from kvorum_node.raft.core import Raft
 from kvorum_node.raft.leader import Leader
@@ -77,10 +77,10 @@ class Node:
         self.cluster_id = storage.identity.cluster_id
         self._timing = timing
         self._transport = Transport(
-            self.id,
-            self.cluster_id,
+            storage.identity,
+            storage.acquaintances,
             unreachable=self._unreachable,
-            removed=self._removed,
+            dismissed=self._dismissed,
         )
         self.driver = Driver(
             storage,
@@ -116,6 +116,7 @@ class Node:
         Raises:
             StorageError: the disk cannot be trusted any more.
             RemovedFromCluster: the node is no member any more.
+            DataDirectoryLost: the node was one with another data directory.
         """
         assert self._running is not None  # noqa: S101 - a node that was not started has no end
         await asyncio.shield(self._running)
@@ -194,10 +195,9 @@ class Node:
             NotLeader, NoLeader, ShuttingDown: nothing was changed.
             DeadlineExceeded, OutcomeUnknown: it may be complete later.
         """
-        deadline = asyncio.get_running_loop().time() + timeout_seconds
-        # A leader changes nothing before it has committed an entry of its own: like a read.
-        await self.group.read(deadline=deadline)
-        return await self.group.change_members(changes, force=force, deadline=deadline)
+        return await self._change_members(
+            lambda _: changes, force=force, timeout_seconds=timeout_seconds
+        )
 
     async def add_member(
         self, address: str, node: NodeId | None, *, learner: bool, force: bool = False
@@ -212,26 +212,67 @@ class Node:
         Raises:
             As change_members.
         """
-        configuration = self.group.raft.configuration
-        if node is None:
-            node = NodeId(configuration.last_id + 1)
-        elif node in configuration.members:  # to the core, this would be a voter's demotion
-            raise MembershipChangeRefused(f"{node_name(node)} is a member already")
-        await self.change_members([AddLearner(node, address, join=not learner)], force=force)
-        return node
+        added = NodeId(0)
+
+        def add(configuration: Configuration) -> list[Change]:
+            nonlocal added
+            added = NodeId(configuration.last_id + 1) if node is None else node
+            if added in configuration.members:  # to the core, this would be a voter's demotion
+                raise MembershipChangeRefused(f"{node_name(added)} is a member already")
+            return [AddLearner(added, address, join=not learner)]
+
+        await self._change_members(add, force=force)
+        return added
 
     async def promote_member(self, node: NodeId, *, force: bool = False) -> None:
         """Make a voter of a learner. Raises as change_members."""
-        if node not in self.group.raft.configuration.members:
-            raise MembershipChangeRefused(f"{node_name(node)} is no member")
-        await self.change_members([AddVoter(node)], force=force)
+
+        def promote(configuration: Configuration) -> list[Change]:
+            if node not in configuration.members:
+                raise MembershipChangeRefused(f"{node_name(node)} is no member")
+            return [AddVoter(node)]
+
+        await self._change_members(promote, force=force)
 
     async def remove_member(self, node: NodeId, *, force: bool = False) -> None:
         """Let a node be a member no longer: it will stop by itself. Raises as change_members."""
         await self.change_members([Remove(node)], force=force)
 
+    def admit(self, peer: NodeId, directory_id: str, *, knows_this_as: str) -> None:
+        """Know a peer of the cluster by its data directory, durably, before it is listened to.
+
+        Args:
+            directory_id: of the peer.
+            knows_this_as: by which directory the peer knows this node; empty if it does not.
+
+        Raises:
+            RemovedFromCluster: the peer was removed, and is not listened to.
+            DataDirectoryLost: one of the two has another directory than the other knows it
+                by. If that is this node, it ends.
+            StorageError: the disk has failed, which ends this node.
+        """
+        if self.has_removed(peer):
+            raise removed_from_cluster(peer)
+        if knows_this_as not in ("", self.storage.identity.directory_id):
+            lost = data_directory_lost(self.id)
+            self.driver.fail(lost)
+            raise lost
+        known = self.storage.acquaintances.directory_of(peer)
+        if known not in ("", directory_id):
+            raise data_directory_lost(peer)
+        if not known:
+            try:
+                self.storage.acquaintances.add(peer, directory_id)
+            except StorageError as error:
+                self.driver.fail(error)
+                raise
+
+    def has_removed(self, peer: NodeId) -> bool:
+        """Whether the peer was a member, and is to be one no more."""
+        return self.group.raft.committed_configuration.has_removed(peer)
+
     def meet(self, peer: NodeId, address: str) -> None:
-        """A node of the cluster has introduced itself."""
+        """A peer was admitted, and has said where it is to be answered."""
         self._transport.meet(peer, address)
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
@@ -242,14 +283,41 @@ class Node:
         self._listeners.add(listener)
         return lambda: self._listeners.discard(listener)
 
+    async def _change_members(
+        self,
+        planned: Callable[[Configuration], Sequence[Change]],
+        *,
+        force: bool,
+        timeout_seconds: float = CHANGE_TIMEOUT_SECONDS,
+    ) -> Configuration:
+        """As change_members; the changes are planned for the members of the very moment."""
+        loop, group = asyncio.get_running_loop(), self.group
+        deadline = loop.time() + timeout_seconds
+        # A leader changes nothing before it has committed an entry of its own: like a read.
+        await group.read(deadline=deadline)
+        # One that was elected a moment ago has not heard yet from everybody who is alive.
+        patience = min(deadline, loop.time() + self._timing.election_timeout_seconds)
+        while True:
+            try:
+                changing = group.change_members(
+                    planned(group.raft.configuration), force=force, deadline=deadline
+                )
+            except MembershipChangeRefused as refused:
+                if not refused.endangers_quorum or loop.time() >= patience:
+                    raise
+            else:
+                return await changing
+            await asyncio.sleep(self._timing.tick_seconds)
+
     def _unreachable(self, node: NodeId) -> None:
         self.driver.unreachable(node)
 
-    def _removed(self) -> None:
-        self.driver.fail(removed_from_cluster(self.id))
+    def _dismissed(self, why: KvorumError) -> None:
+        self.driver.fail(why)
 
     def _follow_members(self) -> None:
         self._transport.follow(self.group.members.correspondents)
+        self._transport.forget(self.has_removed)
         self._tell_listeners()
 
     def _tell_listeners(self) -> None:

@@ -43,7 +43,9 @@ _SERVER_OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.bdp_probe", 0),  # as in kvorum/channels.py
     ("grpc.http2.lookahead_bytes", 4 * limits.MIB),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+    # Those who ping an idle stream more often are disconnected, with "too many pings" in their
+    # logs. The default of 5 minutes would hit our own clients, who ping every 10 s.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
 ]
@@ -97,6 +99,7 @@ async def serve(config: NodeConfig) -> None:
             log_max_entries=config.log_max_entries,
         )
         _refuse_embedded(node, config)
+        _warn_of_another_address(node, config)
     except BaseException:
         storage.close()
         raise
@@ -141,9 +144,23 @@ def _refuse_embedded(node: Node, config: NodeConfig) -> None:
     """Nobody could find a leader that has no address."""
     if node.group.raft.configuration.addresses.get(node.id) == "":
         command = f"kvorum recover --data-dir {config.data_dir} --force-new-cluster"
+        address = config.address or "HOST:PORT"
         raise DataDirectoryMismatch(
             f"{config.data_dir} is a store that was embedded in a program. To serve it as a"
-            f" cluster, run `{command} --advertise {config.address}` first: that loses nothing"
+            f" cluster, run `{command} --advertise {address}` first: that loses nothing"
+        )
+
+
+def _warn_of_another_address(node: Node, config: NodeConfig) -> None:
+    """The address of a member does not change, whatever its settings say later."""
+    known = node.group.raft.configuration.addresses.get(node.id)
+    if known is not None and config.address not in (known, ""):
+        logger.warning(
+            "%s is to be reached at %s by its settings, but the others look for it at %s, with"
+            " which it was made a member: if it is not there, replace it by a new member",
+            node,
+            config.address,
+            known,
         )
 
 

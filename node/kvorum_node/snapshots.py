@@ -17,6 +17,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
 from zlib import crc32
 
@@ -162,9 +163,7 @@ class Snapshots:
         """End what makes no sense any more: leadership was lost, or a member was removed."""
         for sending in self._sending.values():
             wanted = (
-                isinstance(group.raft.role, Leader)
-                and group.raft.term == sending.term
-                and sending.node in group.raft.configuration.members
+                _leads_in(group, sending.term) and sending.node in group.raft.configuration.members
             )
             if sending.group is group and not wanted and not sending.task.cancelling():
                 sending.task.cancel()
@@ -196,8 +195,10 @@ class Snapshots:
 
     async def _send_state(self, sending: _Sending) -> Index | None:
         group, name = sending.group, node_name(sending.node)
+        if not _leads_in(group, sending.term):
+            return None  # while it waited for its turn, another one may have become the leader
         with closing(group.machine.read_snapshot()) as reader:
-            header = _header(group, sending.node, reader.applied)
+            header = _header(sending, reader.applied)
             sending.kept_from = header.last.index
             group.logger.info("sends %s a snapshot at %s", name, header.last)
             try:
@@ -312,7 +313,10 @@ class Snapshots:
         raise SnapshotFailed("the stream has ended before the snapshot did")
 
     async def _install(self, group: Group, header: Header) -> None:
-        """Have the core take what is staged. From here on there is no way back."""
+        """Have the core take what is staged. From here on there is no way back.
+
+        What becomes of it does not depend on the stream any more, which may end meanwhile.
+        """
         message = InstallSnapshot(
             sender=header.sender,
             recipient=header.recipient,
@@ -321,20 +325,33 @@ class Snapshots:
             configuration=header.configuration,
         )
         installing = self._installing[group.id] = self._host.deliver(group.id, message)
-        installing.add_done_callback(lambda _: self._installing.pop(group.id))
+        installing.add_done_callback(partial(self._end_install, group))
         if not await asyncio.shield(installing):
             raise SnapshotFailed("the node has stopped")
-        group.machine.discard_staged()  # if the core had no use for it
         if group.raft.log.committed < header.last.index:
             raise SnapshotFailed(f"it came too late: it is term {group.raft.term} now")
 
+    def _end_install(self, group: Group, installing: asyncio.Future[bool]) -> None:
+        del self._installing[group.id]
+        if not installing.result():
+            return  # the node has stopped, perhaps halfway: its next start decides
+        try:
+            group.machine.discard_staged()  # if the core had no use for it
+        except StorageError as error:
+            self._host.fail(error)
 
-def _header(group: Group, recipient: NodeId, applied: Index) -> Header:
+
+def _leads_in(group: Group, term: Term) -> bool:
+    return isinstance(group.raft.role, Leader) and group.raft.term == term
+
+
+def _header(sending: _Sending, applied: Index) -> Header:
+    group = sending.group
     return Header(
         group=group.id,
         sender=group.raft.node,
-        recipient=recipient,
-        term=group.raft.term,
+        recipient=sending.node,
+        term=sending.term,
         last=Position(applied, group.raft.log.term(applied)),
         configuration=group.members.configuration_at(applied),
     )

@@ -77,6 +77,22 @@ class Survivor:
         """Under which the others know it."""
         return self.configuration.addresses.get(self.node, "")
 
+    @property
+    def committed(self) -> Index:
+        """Through which the log is known to be committed: what is applied is, too, though the
+        commit index that was last written may be older."""
+        return max(self.hard_state.commit, self.applied)
+
+    @property
+    def is_sole_voter(self) -> bool:
+        """Whether it decides alone already."""
+        return self.configuration.all_voters == {self.node}
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it is a store of a program: alone, and without an address."""
+        return self.is_sole_voter and not self.address
+
 
 def examine(path: Path) -> Survivor:
     """Say what the directory holds; as a start of the node would, this checks all of the log.
@@ -128,7 +144,7 @@ def force_new_cluster(path: Path, *, address: str = "") -> Survivor:
         entry = Entry(Index(survivor.last.index + 1), term, EntryKind.CONFIGURATION, alone.encode())
         batch = Batch()
         log.append(batch, [entry])
-        log.save_hard_state(batch, HardState(term, None, survivor.hard_state.commit))
+        log.save_hard_state(batch, HardState(term, None, survivor.committed))
         storage.log.write(batch)
         storage.log.sync()
     return examine(path)

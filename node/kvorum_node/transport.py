@@ -22,12 +22,13 @@ import grpc.aio
 
 from kvorum import limits
 from kvorum.channels import connect
-from kvorum.errors import RemovedFromCluster
+from kvorum.errors import DataDirectoryLost, KvorumError, RemovedFromCluster
 from kvorum.status import from_rpc_error
 from kvorum_node import wire
 from kvorum_node.raft.messages import AppendEntries, Message
 from kvorum_node.raft.types import GroupId, Index, NodeId, node_name
 from kvorum_node.snapshots import Chunk, Header, SnapshotFailed
+from kvorum_node.storage.data_directory import Acquaintances, Identity
 from kvorumpb.v1 import raft_pb2
 
 STREAM_METHOD = "/kvorumpb.v1.Raft/Stream"
@@ -46,22 +47,24 @@ logger = logging.getLogger("kvorum.node")
 class Transport:
     def __init__(
         self,
-        node: NodeId,
-        cluster_id: str,
+        identity: Identity,
+        acquaintances: Acquaintances,
         *,
         unreachable: Callable[[NodeId], None],
-        removed: Callable[[], None],
+        dismissed: Callable[[KvorumError], None],
     ) -> None:
         """Make a transport without peers.
 
         Args:
             unreachable: called when messages to a peer were lost.
-            removed: called when a peer says that this node was removed.
+            dismissed: called when a peer says why this node must end: RemovedFromCluster,
+                or its own DataDirectoryLost.
         """
-        self._node = node
-        self._cluster_id = cluster_id
+        self._identity = identity
+        self._node = identity.node_id
+        self._acquaintances = acquaintances
         self._unreachable = unreachable
-        self._removed = removed
+        self._dismissed = dismissed
         self._members: Mapping[NodeId, str] = {}
         self._met: dict[NodeId, str] = {}
         self._lanes: dict[tuple[NodeId, bool], _Lane] = {}
@@ -76,6 +79,11 @@ class Transport:
             if node not in members and node not in self._members
         }
         self._members = dict(members)
+        self._adjust_lanes()
+
+    def forget(self, has_removed: Callable[[NodeId], bool]) -> None:
+        """Write no more to those who have introduced themselves, and were removed since."""
+        self._met = {node: self._met[node] for node in self._met if not has_removed(node)}
         self._adjust_lanes()
 
     def meet(self, peer: NodeId, address: str) -> None:
@@ -136,11 +144,24 @@ class Transport:
 
     def _hello(self, peer: NodeId) -> raft_pb2.PeerHello:
         return raft_pb2.PeerHello(
-            cluster_id=self._cluster_id,
+            cluster_id=self._identity.cluster_id,
             sender=self._node,
             recipient=peer,
             address=self._members.get(self._node, ""),
+            directory_id=self._identity.directory_id,
+            recipient_directory_id=self._acquaintances.directory_of(peer),
         )
+
+    def _refused(self, peer: NodeId, address: str, refusal: grpc.aio.AioRpcError) -> None:
+        """A peer wants nothing from this node."""
+        error = from_rpc_error(refusal)
+        match error:
+            case RemovedFromCluster():
+                self._dismissed(error)
+            case DataDirectoryLost() if error.metadata.get("node") == node_name(self._node):
+                self._dismissed(error)
+            case _:
+                logger.error("%s at %s refuses this node: %s", node_name(peer), address, error)
 
     def _adjust_lanes(self) -> None:
         """Have two lanes to each peer, and none to anybody else."""
@@ -161,7 +182,7 @@ class Transport:
             if key not in self._lanes:
                 peer, _ = key
                 self._lanes[key] = lane = _Lane(
-                    peer, address, self._hello, unreachable=self._unreachable, removed=self._removed
+                    peer, address, self._hello, unreachable=self._unreachable, refused=self._refused
                 )
                 if self._running:
                     lane.start()
@@ -177,13 +198,13 @@ class _Lane:
         hello: Callable[[NodeId], raft_pb2.PeerHello],
         *,
         unreachable: Callable[[NodeId], None],
-        removed: Callable[[], None],
+        refused: Callable[[NodeId, str, grpc.aio.AioRpcError], None],
     ) -> None:
         self.address = address
         self._peer = peer
         self._hello = hello
         self._unreachable = unreachable
-        self._removed = removed
+        self._refused = refused
         self._queue: deque[tuple[GroupId, Message]] = deque()
         self._filled = asyncio.Event()
         self._connected = False
@@ -222,27 +243,14 @@ class _Lane:
                 try:
                     await self._pump(channel)
                 except grpc.aio.AioRpcError as error:
-                    refused = self._take_refusal(error)
+                    refused = error.code() is grpc.StatusCode.FAILED_PRECONDITION
+                    if refused:
+                        self._refused(self._peer, self.address, error)
             self._connected = False
             self._queue.clear()
             if not self._ending:
                 self._unreachable(self._peer)
                 await asyncio.sleep(_REFUSED_SECONDS if refused else _RECONNECT_SECONDS)
-
-    def _take_refusal(self, error: grpc.aio.AioRpcError) -> bool:
-        """Returns whether the peer wants nothing from this node."""
-        if error.code() is not grpc.StatusCode.FAILED_PRECONDITION:
-            return False
-        if isinstance(from_rpc_error(error), RemovedFromCluster):
-            self._removed()
-        else:
-            logger.error(
-                "%s at %s refuses this node: %s",
-                node_name(self._peer),
-                self.address,
-                error.details(),
-            )
-        return True
 
     async def _pump(self, channel: grpc.aio.Channel) -> None:
         """Send until the stream breaks, or the lane ends. Returns, or raises AioRpcError."""

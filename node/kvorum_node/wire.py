@@ -2,15 +2,22 @@
 
 Rules: nothing is decided here, and everything survives the round trip. One message
 has no wire form: InstallSnapshot is what the recipient's own node makes of a stream.
+Nothing is passed on of which the core or the log could make nothing.
 """
 
 from typing import assert_never
+
+from google.protobuf.message import DecodeError
 
 from kvorum_node.raft import messages as raft
 from kvorum_node.raft.configuration import Configuration
 from kvorum_node.raft.types import Entry, EntryKind, GroupId, Index, NodeId, Position, Term
 from kvorum_node.snapshots import Chunk, Header
 from kvorumpb.v1 import raft_pb2 as pb
+
+
+class NotUnderstood(Exception):
+    """Another version of kvorum has written this; the text says what it is."""
 
 
 def encode(group: GroupId, message: raft.Message) -> pb.RaftMessage:
@@ -53,7 +60,11 @@ def encode(group: GroupId, message: raft.Message) -> pb.RaftMessage:
 
 
 def decode(wire: pb.RaftMessage) -> raft.Message | None:
-    """The message, or None if it is of a kind that this version does not know."""
+    """The message, or None if it is of a kind that this version does not know.
+
+    Raises:
+        NotUnderstood: it brings an entry that this version must not take for another.
+    """
     sender, recipient, term = NodeId(wire.sender), NodeId(wire.recipient), Term(wire.term)
     body = wire.WhichOneof("body")
     match body:
@@ -119,11 +130,25 @@ def _decode_append_entries(wire: pb.RaftMessage) -> raft.AppendEntries:
         term=Term(wire.term),
         previous=Position(Index(append.previous_index), Term(append.previous_term)),
         entries=tuple(
-            Entry(Index(first + offset), Term(entry.term), EntryKind(entry.kind), entry.data)
+            _decode_entry(Index(first + offset), entry)
             for offset, entry in enumerate(append.entries)
         ),
         commit=Index(append.commit),
     )
+
+
+def _decode_entry(index: Index, wire: pb.LogEntry) -> Entry:
+    position = Position(index, Term(wire.term))
+    try:
+        kind = EntryKind(wire.kind)
+    except ValueError as error:
+        raise NotUnderstood(f"entry {position} is of the unknown kind {wire.kind}") from error
+    if kind is EntryKind.CONFIGURATION:
+        try:
+            Configuration.decode(wire.data)
+        except DecodeError as error:
+            raise NotUnderstood(f"entry {position} is no configuration") from error
+    return Entry(index, position.term, kind, wire.data)
 
 
 def encode_header(header: Header, hello: pb.PeerHello) -> pb.SnapshotMessage:
@@ -140,14 +165,19 @@ def encode_header(header: Header, hello: pb.PeerHello) -> pb.SnapshotMessage:
 
 
 def decode_header(wire: pb.SnapshotHeader) -> Header:
-    """Raises google.protobuf.message.DecodeError if its configuration is none."""
+    """Raises NotUnderstood if its configuration is none."""
+    last = Position(Index(wire.last_index), Term(wire.last_term))
+    try:
+        configuration = Configuration.decode(wire.configuration)
+    except DecodeError as error:
+        raise NotUnderstood(f"the snapshot at {last} has no configuration") from error
     return Header(
         group=GroupId(wire.group),
         sender=NodeId(wire.hello.sender),
         recipient=NodeId(wire.hello.recipient),
         term=Term(wire.term),
-        last=Position(Index(wire.last_index), Term(wire.last_term)),
-        configuration=Configuration.decode(wire.configuration),
+        last=last,
+        configuration=configuration,
     )
 
 

@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from importlib.abc import MetaPathFinder
 from importlib.metadata import version
 
 import pytest
 
-from kvorum.cli import data
+from kvorum.cli import app, data, main
 from tests.support.command_line import kvorum
 
 COMMANDS = (
@@ -60,6 +61,24 @@ def test_an_interruption_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "with_store", interrupt)
     ran = kvorum("get", "k")
     assert (ran.status, ran.out, ran.err) == (130, "", "")
+
+
+class Interrupted(MetaPathFinder):
+    """Ctrl-C while the commands are loaded."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname == app.__name__:
+            raise KeyboardInterrupt
+
+
+def test_an_interruption_before_the_commands_are_there_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, app.__name__)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
 
 
 def test_what_is_slow_to_import_waits_for_the_command_that_needs_it() -> None:

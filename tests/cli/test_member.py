@@ -6,7 +6,13 @@ from typing import Any, Self
 
 import pytest
 
-from kvorum import KvorumError, MembershipChangeRefused, NoNodeReachable
+from kvorum import (
+    DeadlineExceeded,
+    KvorumError,
+    MembershipChangeRefused,
+    NoNodeReachable,
+    OutcomeUnknown,
+)
 from kvorum import admin as admin_module
 from kvorum.admin import Survey
 from kvorumpb.v1 import cluster_pb2
@@ -32,6 +38,7 @@ class FakeAdmin:
         self.asked: list[tuple[Any, ...]] = []
         self.refusal: KvorumError | None = None
         self.addresses: tuple[str, ...] = ()
+        self.interrupted_early = False
 
     def __call__(self, addresses: tuple[str, ...]) -> "FakeAdmin":
         self.addresses = addresses
@@ -44,7 +51,7 @@ class FakeAdmin:
         pass
 
     async def survey(self) -> Survey:
-        return Survey(self.outcomes)
+        return Survey.of(self.outcomes.items())
 
     async def add_member(self, address: str, **options: Any) -> str:
         self._ask("add", address, options)
@@ -59,6 +66,8 @@ class FakeAdmin:
     async def wait_until_voter(self, name: str, report: Callable[[Member, int], None]) -> None:
         self._ask("wait", name, {})
         report(Member(name=name, address="h4:1"), 7)
+        if self.interrupted_early:
+            raise KeyboardInterrupt
         report(Member(name=name, address="h4:1", active=True), 3)
 
     def _ask(self, what: str, whom: str, options: dict[str, Any]) -> None:
@@ -181,7 +190,7 @@ def test_a_refusal_says_whether_force_would_do_it_and_what_it_risks(
     first, *hint = ran.err.splitlines()
     assert first == "error: n2 is silent"
     assert [line.partition(".")[0] for line in hint] == (
-        ["With --force it is done all the same"] if endangers == "true" else []
+        ["With --force it is begun all the same"] if endangers == "true" else []
     )
 
 
@@ -191,7 +200,11 @@ def test_an_interruption_says_that_the_change_goes_on(
     async def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(admin, "wait_until_voter", interrupt)
+    async def interrupt_later(name: str, report: Callable[[cluster_pb2.Member, int], None]) -> None:
+        report(Member(name=name, match_index=1), 7)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(admin, "wait_until_voter", interrupt_later)
     ran = member("add", "h4:1", "--wait")
     assert ran.status == 130
     assert "n4 goes on, and becomes a voter once it has caught up" in ran.err
@@ -199,6 +212,72 @@ def test_an_interruption_says_that_the_change_goes_on(
     ran = member("remove", "n3")
     assert (ran.status, ran.out) == (130, "")
     assert "a change that has begun goes on" in ran.err
+
+
+def test_an_interrupted_wait_for_a_node_that_was_never_started_says_so(admin: FakeAdmin) -> None:
+    admin.interrupted_early = True
+    ran = member("add", "h4:1", "--wait")
+    assert ran.status == 130
+    assert ran.err == (
+        "n4 is a member, waiting to be started: `kvorum member list` shows what it does,"
+        " `kvorum member remove n4` gives it up\n"
+    )
+
+
+def test_a_member_that_was_never_started_is_not_called_unreachable(
+    admin: FakeAdmin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = Member(name="n4", address="h4:1", kind=Member.LEARNER, joining=True)
+    monkeypatch.setattr("tests.cli.test_member.MEMBERS", [*MEMBERS, new])
+    admin.outcomes["h1:1"] = status("n1", cluster_pb2.LEADER)
+    admin.outcomes["h4:1"] = NoNodeReachable("h4:1 does not answer", nodes=["h4:1"])
+    lines = member("list").out.splitlines()
+    assert "waiting to be started" in lines[4]
+    assert "unreachable" in lines[3]
+    # Who does not lead has heard of nobody.
+    admin.outcomes["h1:1"] = status("n1", cluster_pb2.FOLLOWER)
+    assert "unreachable" in member("list").out.splitlines()[4]
+
+
+def test_a_role_is_that_of_the_member_and_not_of_whoever_runs_at_its_address(
+    admin: FakeAdmin,
+) -> None:
+    """The nodes are asked at other addresses than the members have."""
+    admin.outcomes = {
+        "localhost:1": status("n1", cluster_pb2.LEADER),
+        "h2:1": status("n9", cluster_pb2.CANDIDATE),
+        "h3:1": status("n3", cluster_pb2.PRE_CANDIDATE),
+    }
+    roles = {
+        row["name"]: row["role"] for row in json.loads(member("list", "--json").out)["members"]
+    }
+    assert roles == {"n1": "leader", "n2": None, "n3": "pre-candidate"}
+
+
+def test_a_target_of_several_clusters_is_refused(admin: FakeAdmin) -> None:
+    stranger = status("n1", cluster_pb2.LEADER)
+    stranger.cluster_id = "d"
+    admin.outcomes["h9:7100"] = stranger
+    ran = member("list")
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err == (
+        "error: the addresses are of different clusters: h1:1 is n1 of c, h2:1 is n2 of c,"
+        " h9:7100 is n1 of d\n"
+    )
+
+
+@pytest.mark.parametrize("command", [("add", "h4:1"), ("promote", "n3"), ("remove", "n3")])
+@pytest.mark.parametrize(
+    "doubt",
+    [OutcomeUnknown("outcome unknown: lost"), DeadlineExceeded("lost", maybe_applied=True)],
+)
+def test_a_doubt_is_called_one(
+    admin: FakeAdmin, command: tuple[str, ...], doubt: KvorumError
+) -> None:
+    admin.refusal = doubt
+    ran = member(*command)
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err == "error: outcome unknown: lost: see `kvorum member list`\n"
 
 
 def test_only_a_cluster_has_members() -> None:

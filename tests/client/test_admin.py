@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from kvorum import (
     Closed,
     DeadlineExceeded,
+    InvalidTarget,
     KvorumError,
     MembershipChangeRefused,
     NoLeader,
@@ -173,6 +174,41 @@ async def test_a_survey_says_who_did_not_answer(three: list[FakeCluster]) -> Non
     assert survey.best.name == "n3"  # it knows of the most commits
 
 
+async def test_a_node_that_is_asked_at_two_addresses_is_counted_once(
+    three: list[FakeCluster],
+) -> None:
+    port = three[1].address.rpartition(":")[2]
+    aliases = [f"localhost:{port}", three[1].address]
+    for given in (aliases, aliases[:1]):
+        async with ClusterAdmin(given) as admin:
+            survey = await admin.survey()
+        assert sorted(status.name for status in survey.answers.values()) == ["n1", "n2", "n3"]
+        assert survey.leader == aliases[0]
+
+
+async def test_another_cluster_at_the_address_of_a_member_is_no_answer(
+    three: list[FakeCluster],
+) -> None:
+    stranger = cluster_pb2.GetStatusResponse(name="n7", cluster_id="d", role=cluster_pb2.LEADER)
+    three[2].answers["GetStatus"] = lambda: stranger
+    async with ClusterAdmin([three[0].address]) as admin:
+        survey = await admin.survey()
+        assert await admin.find_leader() == three[1].address
+    assert survey.view_of("n2") is not None
+    assert survey.view_of("n3") is survey.view_of("n7") is None
+    outcome = survey.outcomes[three[2].address]
+    assert str(outcome) == f"{three[2].address} is n7 of another cluster, d"
+
+
+async def test_addresses_of_several_clusters_are_refused(three: list[FakeCluster]) -> None:
+    stranger = cluster_pb2.GetStatusResponse(name="n7", cluster_id="d", role=cluster_pb2.LEADER)
+    three[2].answers["GetStatus"] = lambda: stranger
+    async with ClusterAdmin([three[0].address, three[2].address]) as admin:
+        with pytest.raises(InvalidTarget, match=f"{three[2].address} is n7 of d"):
+            await admin.add_member("h4:7100")
+    assert not any(node.asked(cluster_pb2.AddMemberRequest) for node in three)
+
+
 async def test_the_leader_of_the_highest_term_is_believed(three: list[FakeCluster]) -> None:
     describe(three, 0, leads=True, term=6)
     async with ClusterAdmin([three[0].address]) as admin:
@@ -182,7 +218,7 @@ async def test_the_leader_of_the_highest_term_is_believed(three: list[FakeCluste
 async def test_where_nobody_leads_this_is_said(three: list[FakeCluster]) -> None:
     describe(three, 1, leads=False)
     async with ClusterAdmin([three[0].address]) as admin:
-        with pytest.raises(NoLeader, match="no node leads: asked 127"):
+        with pytest.raises(NoLeader, match=r"no node leads: asked 127.*majority of the voters"):
             await admin.find_leader(timeout=0.3)
 
 
@@ -275,6 +311,19 @@ async def test_a_removal_that_nobody_knows_of_is_in_doubt(three: list[FakeCluste
     async with ClusterAdmin([three[0].address]) as admin:
         with pytest.raises(OutcomeUnknown):
             await admin.remove_member("n3")
+
+
+async def test_a_promotion_in_doubt_is_looked_up(three: list[FakeCluster]) -> None:
+    """The node gives up sooner than the caller, and goes on with the change."""
+    three[1].answers["PromoteMember"] = lambda: DeadlineExceeded("too slow", maybe_applied=True)
+    async with ClusterAdmin([three[0].address]) as admin:
+        await admin.promote_member("n3")
+        let_join(three[1], kind=cluster_pb2.Member.LEARNER)
+        with pytest.raises(DeadlineExceeded, match="too slow"):
+            await admin.promote_member("n4")
+        let_join(three[1], changing=True, kind=cluster_pb2.Member.VOTER)
+        with pytest.raises(DeadlineExceeded, match="too slow"):
+            await admin.promote_member("n4", timeout=0.5)
 
 
 async def test_a_refusal_says_whether_force_would_help(three: list[FakeCluster]) -> None:

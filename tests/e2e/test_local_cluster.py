@@ -1,8 +1,10 @@
 """The local cluster with real processes: started, disturbed, repaired, stopped, and all gone."""
 
+import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,8 +25,10 @@ from kvorum.cli.cluster_file import (
     ProcessIdentity,
 )
 from kvorum.cli.local_cluster import (
+    DataLost,
     LocalCluster,
     NodeFailed,
+    NodeRemoved,
     PortTaken,
     UnknownNode,
 )
@@ -367,11 +371,74 @@ async def test_what_is_no_member_any_more_is_only_tidied_up(running: LocalCluste
 async def test_a_removed_node_that_is_frozen_is_stopped(
     running: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kvorum.cli.local_cluster.STOP_SECONDS", 0.5)
+    """At once: it cannot hear of its removal, however long one waits."""
+    monkeypatch.setattr("kvorum.cli.local_cluster.STOP_SECONDS", 600)
     victim = next(report.node.name for report in await running.status() if not report.leads)
     running.pause(victim)
-    assert not await running.remove(victim)
+    async with asyncio.timeout(60):
+        assert not await running.remove(victim)
     assert len(nodes_of(running.directory)) == 2
+
+
+async def test_a_node_that_was_removed_meanwhile_does_not_keep_the_others_down(
+    running: LocalCluster,
+) -> None:
+    async with ClusterAdmin([running.node("n1").address]) as admin:
+        await admin.remove_member("n3")
+    await running.down()
+    forget = (
+        "n3 was removed from the cluster, and does not come back: forget it with `kvorum cluster"
+    )
+    for _ in range(2):
+        with pytest.raises(NodeRemoved, match=forget):
+            await running.up()
+    with pytest.raises(NodeRemoved, match=forget):
+        await running.restart("n3")
+    assert await running.remove("n3")
+    assert await running.up() == []
+
+
+async def test_a_node_without_its_data_is_not_started_again(running: LocalCluster) -> None:
+    await running.down()
+    shutil.rmtree(running.node("n2").data_dir)
+    forget = "n2 is lost, .* `kvorum cluster add`, then `kvorum cluster remove n2`"
+    with pytest.raises(DataLost, match=forget):
+        await running.up()
+    with pytest.raises(DataLost, match=forget):
+        await running.restart("n2")
+    assert [running.state(name).value for name in ("n1", "n2", "n3")] == [
+        *("running", "dead", "running")
+    ]
+    assert await running.add(lambda member, lag: None) == "n4"
+    assert await running.remove("n2")
+    assert [node.name for node in running.nodes] == ["n1", "n3", "n4"]
+
+
+async def test_a_member_without_a_node_here_is_removed_too(running: LocalCluster) -> None:
+    """As after an `add` that was interrupted before it had begun here."""
+    async with ClusterAdmin([running.node("n1").address]) as admin:
+        assert await admin.add_member("127.0.0.1:1") == "n4"
+        assert await running.remove("n4")
+        view = await admin.status(await admin.find_leader())
+    assert [member.name for member in view.members] == ["n1", "n2", "n3"]
+    with pytest.raises(UnknownNode, match="there is no node n4; the nodes are n1, n2, n3"):
+        await running.remove("n4")
+
+
+async def test_an_interrupted_add_says_what_is_left_and_how_to_go_on(
+    running: LocalCluster,
+) -> None:
+    adding = start("cluster", "add", "--dir", str(running.directory))
+    await eventually(lambda: len(running.nodes) == 4)
+    adding.send_signal(signal.SIGINT)
+    out, said = await asyncio.to_thread(adding.communicate)
+    assert (adding.returncode, out) == (130, b"")
+    if running.state("n4") is ProcessState.DEAD:
+        assert b"n4 is a member, and does not run: go on with `kvorum cluster restart n4`" in said
+        await running.restart("n4")
+    else:
+        assert b"n4 goes on, and becomes a voter once it has caught up" in said
+    assert await running.remove("n4")
 
 
 def test_errors_of_the_commands_are_one_line_and_status_1(tmp_path: Path) -> None:

@@ -15,6 +15,14 @@ TOO_SHORT = (
     ": election_timeout_ms (299) must be at least 6 tick_ms (50): a heartbeat takes 2 ticks,"
     " and one may be lost"
 )
+EVERYWHERE = (
+    "is an address to listen on, at which nobody else can reach the node: give the name or the"
+    " address of its machine"
+)
+LISTENS_EVERYWHERE = (
+    ": listen is 0.0.0.0:7100, which means every address of this machine: to join, the setting"
+    " advertise has to say at which of them the others reach the node"
+)
 BOTH_WAYS = (
     ": cluster and join exclude each other: cluster is for the nodes that a cluster begins with,"
     " join for one that was added to it"
@@ -49,7 +57,10 @@ def test_it_does_not_change() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"name": "node1"}, "name: String should match pattern '^n[1-9][0-9]{0,8}$'"),
+        (
+            {"name": "node1"},
+            "name: 'node1' is no node name: it is an n and a number, such as n1",
+        ),
         ({"name": "n4"}, ": n4 is not among the members: n1, n2, n3"),
         (
             {"advertise": "h9:7100"},
@@ -82,6 +93,13 @@ def test_it_does_not_change() -> None:
         (
             {"election_timeout_ms": 299, "tick_ms": 50},
             TOO_SHORT,
+        ),
+        ({"cluster": {"n1": "0.0.0.0:7100"}}, f"cluster: '0.0.0.0:7100' {EVERYWHERE}"),
+        ({"cluster": CLUSTER | {"n2": "[::]:7100"}}, f"cluster: '[::]:7100' {EVERYWHERE}"),
+        ({"advertise": "[0::0]:7100"}, f"advertise: '[0::0]:7100' {EVERYWHERE}"),
+        (
+            {"cluster": {}, "join": ("h2:7100",)},
+            LISTENS_EVERYWHERE,
         ),
         ({"tick_ms": 0}, "tick_ms: Input should be greater than or equal to 1"),
         ({"log_max_bytes": 10}, "log_max_bytes: Input should be greater than or equal to 65536"),
@@ -125,7 +143,8 @@ def test_a_data_directory_may_know_the_cluster_already() -> None:
     ("changes", "address"),
     [
         ({}, "h1:7100"),
-        ({"cluster": {}}, "0.0.0.0:7100"),
+        ({"cluster": {}}, ""),
+        ({"cluster": {}, "listen": "h1:7100"}, "h1:7100"),
         ({"cluster": {}, "join": ("h2:7100",), "advertise": "h1:7200"}, "h1:7200"),
     ],
 )

@@ -78,7 +78,9 @@ async def be_followed(client: WireClient, *, leader: int = 2) -> Any:
         request_serializer=raft_pb2.PeerMessage.SerializeToString,
         response_deserializer=raft_pb2.PeerStreamClosed.FromString,
     )()
-    hello = raft_pb2.PeerHello(cluster_id=status.cluster_id, sender=leader, recipient=1)
+    hello = raft_pb2.PeerHello(
+        cluster_id=status.cluster_id, sender=leader, recipient=1, directory_id=f"d{leader}"
+    )
     heartbeat = raft_pb2.RaftMessage(
         group=1, sender=leader, recipient=1, term=leader + 7, heartbeat=raft_pb2.Heartbeat()
     )

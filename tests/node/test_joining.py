@@ -1,5 +1,6 @@
 """The first start of a node: what it asks, whom it believes, and when it does not begin."""
 
+import asyncio
 from pathlib import Path
 from typing import Any, Self
 
@@ -139,7 +140,30 @@ async def test_without_a_leader_nobody_is_believed(
         await first_identity(config())
 
 
-async def test_members_that_fall_silent_are_no_answer(fake: type[FakeAdmin]) -> None:
-    fake.outcomes = {"h1:7100": NoNodeReachable("gone", nodes=["h1:7100"])}
-    with pytest.raises(CannotJoin, match="have stopped answering"):
+@pytest.mark.parametrize(
+    "outcome", [NoNodeReachable("gone", nodes=["h1:7100"]), status("n1", "c", NEW, leads=False)]
+)
+async def test_only_the_leader_is_believed(
+    fake: type[FakeAdmin],
+    outcome: cluster_pb2.GetStatusResponse | KvorumError,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It has been found, and falls silent or leads no more. A follower may not know that this
+    node, a voter by now, has run before."""
+    monkeypatch.setattr(joining, "JOIN_SECONDS", 0.0)
+    fake.outcomes = {"h1:7100": outcome}
+    with pytest.raises(NoLeader, match="no leader goes on answering: asked h1:7100, h2:7100"):
         await first_identity(config())
+
+
+async def test_the_next_leader_is_asked(
+    fake: type[FakeAdmin], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    voter = cluster_pb2.Member(name="n4", address="h4:7100", kind=VOTER)
+    fake.outcomes = {"h2:7100": status("n2", "c", NEW, leads=False)}
+    monkeypatch.setattr(joining, "PAUSE_SECONDS", 0.01)
+    asked = asyncio.create_task(first_identity(config()))
+    await asyncio.sleep(0)
+    fake.outcomes = {"h2:7100": status("n2", "c", voter)}
+    with pytest.raises(CannotJoin, match="n4 has run before"):
+        await asked

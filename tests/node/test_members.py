@@ -16,7 +16,7 @@ from kvorum_node.node import DEFAULT_GROUP
 from kvorum_node.raft.configuration import Remove
 from kvorum_node.raft.types import NodeId
 from tests.support.eventually import DEADLINE_SECONDS, eventually
-from tests.support.node_group import Member, NodeGroup
+from tests.support.node_group import TIMING, Member, NodeGroup
 from tests.support.raft_messages import request_vote
 
 # grpc.aio keeps one poller for the process: it does not outlive an event loop in good order.
@@ -271,3 +271,60 @@ async def test_a_leader_that_was_just_elected_takes_a_change_as_soon_as_it_can()
     async with NodeGroup(1) as group:
         await eventually(lambda: group[1].leads)
         assert await group[1].node.add_member("127.0.0.1:1", None, learner=True) == 2
+
+
+async def test_a_new_member_gets_the_next_number_of_the_moment_in_which_it_is_added() -> None:
+    """Not of that in which it was asked for: another one may have been added in between."""
+    async with NodeGroup(1) as group:
+        node = (await group.leader()).node
+        confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(node.group, "read", lambda **_: confirmed)
+            slow = asyncio.create_task(node.add_member("127.0.0.1:1", None, learner=True))
+            named = asyncio.create_task(node.add_member("127.0.0.1:3", NodeId(2), learner=True))
+            await asyncio.sleep(0)
+        assert await node.add_member("127.0.0.1:2", None, learner=True) == 2
+        confirmed.set_result(None)
+        assert await slow == 3
+        with pytest.raises(MembershipChangeRefused, match="n2 is a member already"):
+            await named
+
+
+# A leader that was just elected.
+
+
+async def handed_over(group: NodeGroup, *, silent: Member) -> tuple[Member, Member]:
+    """The leader before, and the next one, who has not heard from the third."""
+    before = await group.leader()
+    [successor] = [one for one in group.members.values() if one not in (before, silent)]
+    await before.node.transfer_leadership(successor.id)
+    return before, successor
+
+
+async def test_a_new_leader_waits_until_it_has_heard_from_everybody_who_is_alive() -> None:
+    """As when a leader is to be removed: it hands over, and its successor removes it."""
+    async with NodeGroup(3) as group:
+        [silent, _] = await followers(group)
+        await silent.link.cut()
+        before, successor = await handed_over(group, silent=silent)
+        removing = asyncio.create_task(successor.node.remove_member(before.id))
+        await asyncio.sleep(2 * TIMING.tick_seconds)  # it may ask several times meanwhile
+        assert not removing.done()
+        silent.link.heal()
+        await removing
+        assert isinstance(await ended(before), RemovedFromCluster)
+        await successor.put(b"k")
+        await group.same(successor.id, silent.id)
+
+
+async def test_a_leader_stays_a_member_while_the_others_alone_are_no_majority() -> None:
+    async with NodeGroup(3) as group:
+        [dead, _] = await followers(group)
+        await dead.stop()
+        before, successor = await handed_over(group, silent=dead)
+        with pytest.raises(MembershipChangeRefused, match=f"n{dead.id} cannot be reached") as why:
+            await successor.node.remove_member(before.id)
+        assert why.value.endangers_quorum
+        assert successor.members == {1, 2, 3}
+        await successor.put(b"k", b"goes on")
+        await group.same(before.id, successor.id)

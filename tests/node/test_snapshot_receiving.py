@@ -255,6 +255,42 @@ async def test_what_the_core_may_take_is_left_alone_when_the_sender_goes_away() 
         assert first.receiving.cancelled()
 
 
+async def test_what_the_core_had_no_use_for_goes_although_the_sender_went_away() -> None:
+    """It may be large, and nobody comes to take its place."""
+    log, state = ScriptedDisk("log"), ScriptedDisk("state")
+    async with DrivenNode(log=log, state=state) as n1:
+        state.hold()
+        sender = Sender(n1, chunks_of(source()))
+        await eventually(lambda: state.syncs_begun == 1)
+        log.hold()
+        n1.hear(heartbeat(2, sender=3))  # from now on the leader of term 1 is none
+        await eventually(lambda: log.syncs_begun == 1)
+        state.release()
+        await eventually(lambda: n1.driver.snapshots._installing)
+        assert n1.group.machine.staged == LAST
+        sender.receiving.cancel()
+        await asyncio.wait([sender.receiving])
+        log.release()
+        await eventually(lambda: n1.group.machine.staged is None)
+        assert n1.group.machine.applied == 0
+
+
+async def test_a_disk_that_cannot_discard_what_was_staged_ends_the_node() -> None:
+    log, state = ScriptedDisk("log"), ScriptedDisk("state")
+    broken = StorageError("cannot write: Input/output error")
+    async with DrivenNode(log=log, state=state) as n1:
+        state.hold()
+        sender = Sender(n1, chunks_of(source()))
+        await eventually(lambda: state.syncs_begun == 1)
+        n1.hear(heartbeat(2, sender=3))
+        await eventually(lambda: n1.raft.term == 2)
+        state.fail_writes = broken
+        state.release()
+        assert await n1.ended() is broken
+        state.fail_writes = None
+        await asyncio.wait([sender.receiving])
+
+
 async def test_a_disk_that_cannot_stage_ends_the_node() -> None:
     full = StorageError("cannot write: No space left on device")
     state = ScriptedDisk("state")

@@ -17,6 +17,7 @@ from tests.support.commands import put
 from tests.support.driven_node import DrivenNode
 from tests.support.eventually import eventually
 from tests.support.raft_messages import accepted, heartbeat, heartbeat_reply, rejected
+from tests.support.scripted_disk import ScriptedDisk
 from tests.support.snapshots import snapshot_of
 
 N1, N2, N3 = NodeId(1), NodeId(2), NodeId(3)
@@ -223,6 +224,32 @@ async def test_a_lost_leadership_ends_the_stream_and_the_next_one_waits_for_its_
         assert n3.reports == [(N3, n3.headers[1].last.index)]
         assert n3.headers[1].term == 3
         assert n3.most_under_way == 1
+
+
+async def test_a_turn_that_comes_when_another_one_leads_is_not_used() -> None:
+    """A header of the other one's term would make a leader of n1 in the eyes of n3."""
+    n3, disk = Follower(), ScriptedDisk()
+    n3.takes.clear()
+    async with DrivenNode(stream=n3.stream, log=disk, log_max_entries=10) as n1:
+        await fall_behind(n1, n3)
+        n3.leaves.clear()
+        n1.hear(heartbeat(2))
+        await eventually(lambda: not n1.leads)
+        await n1.lead()
+        sign_of_life(n1)
+        await eventually(lambda: n1.driver.snapshots._sending[n1.group.id, N3].term == 3)
+        disk.hold()
+        n1.hear(heartbeat(9))
+        await eventually(lambda: n1.raft.term == 9)
+        # The turn of the driver is not over: nobody has ended what waits for the first stream.
+        n3.takes.set()
+        n3.leaves.set()
+        await eventually(lambda: n3.under_way == 0)
+        await n1.settle()
+        assert [about.term for about in n3.headers] == [1]
+        disk.release()
+        await eventually(lambda: not n1.driver.snapshots._sending)
+        assert [about.term for about in n3.headers] == [1]
 
 
 async def test_what_a_former_leader_was_asked_for_is_not_reported() -> None:

@@ -10,12 +10,13 @@ import pytest
 
 from kvorum import limits
 from kvorum.cli.processes import free_ports
-from kvorum.errors import RemovedFromCluster
+from kvorum.errors import DataDirectoryLost, KvorumError, RemovedFromCluster
 from kvorum.status import to_status
 from kvorum_node import transport, wire
 from kvorum_node.raft.messages import Heartbeat, Message
 from kvorum_node.raft.types import GroupId, NodeId
 from kvorum_node.services.kv import abort
+from kvorum_node.storage.data_directory import Acquaintances, Identity
 from kvorum_node.transport import Transport
 from kvorumpb.v1 import raft_pb2
 from tests.support.eventually import DEADLINE_SECONDS, eventually
@@ -40,12 +41,12 @@ class Peer:
         self.streams = 0
         self.ends_with: grpc.StatusCode | None = None
         """How a stream ends that has brought a message; None lets it go on."""
-        self.removes = False
-        """Whether it says that the transport's node was removed."""
+        self.refuses_with: KvorumError | None = None
+        """What it answers a hello with; None lets it be."""
+        self.dismissals: list[KvorumError] = []
+        """What the transport has understood to be the end of its node."""
         self.reading_appends = asyncio.Event()
         self.reading_appends.set()
-        self.was_told = asyncio.Event()
-        """The transport has understood that its node was removed."""
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
@@ -86,8 +87,8 @@ class Peer:
             async for message in messages:
                 if message.HasField("hello"):
                     self.hellos.append(message.hello)
-                if self.removes:
-                    await abort(context, to_status(RemovedFromCluster("scripted")))
+                if self.refuses_with is not None:
+                    await abort(context, to_status(self.refuses_with))
                 for one in message.messages:
                     decoded = wire.decode(one)
                     assert decoded is not None
@@ -109,7 +110,12 @@ class Peer:
 async def peer_and_transport() -> AsyncIterator[tuple[Peer, Transport, list[NodeId]]]:
     [port] = free_ports(1)
     peer, lost = Peer(port), list[NodeId]()
-    lanes = Transport(N1, "test", unreachable=lost.append, removed=peer.was_told.set)
+    lanes = Transport(
+        Identity("test", N1, "d1"),
+        Acquaintances({N2: "d2"}),
+        unreachable=lost.append,
+        dismissed=peer.dismissals.append,
+    )
     lanes.follow({N1: "127.0.0.1:1", N2: peer.address})
     await peer.start()
     lanes.start()
@@ -140,6 +146,7 @@ async def test_each_lane_opens_with_a_hello() -> None:
         await eventually(lambda: len(peer.hellos) == 2)
         for hello in peer.hellos:
             assert (hello.cluster_id, hello.sender, hello.recipient) == ("test", N1, N2)
+            assert (hello.directory_id, hello.recipient_directory_id) == ("d1", "d2")
 
 
 async def test_entries_have_a_connection_of_their_own_and_delay_nothing_else() -> None:
@@ -356,6 +363,17 @@ async def test_whoever_has_introduced_itself_is_answered_until_it_leaves_the_mem
         assert not lanes._lanes
 
 
+async def test_whoever_was_removed_before_it_was_known_as_a_member_is_written_to_no_more() -> None:
+    async with peer_and_transport() as (peer, lanes, _):
+        lanes.follow({})
+        lanes.meet(N2, peer.address)
+        lanes.meet(NodeId(3), "127.0.0.1:1")
+        await until_heard(lanes, peer, 1)
+        lanes.forget(lambda node: node == N2)
+        await eventually(lambda: peer.streams == 0)
+        assert {node for node, _ in lanes._lanes} == {NodeId(3)}
+
+
 async def test_a_hello_says_where_to_answer() -> None:
     async with peer_and_transport() as (peer, _, _):
         await eventually(lambda: len(peer.hellos) == 2)
@@ -389,14 +407,24 @@ async def test_a_peer_that_takes_nothing_does_not_hold_up_the_end(
         peer.reading_appends.set()
 
 
-async def test_a_node_that_was_removed_is_told_so() -> None:
-    async with peer_and_transport() as (peer, lanes, _):
-        await until_heard(lanes, peer, 1)
-        peer.ends_with = grpc.StatusCode.FAILED_PRECONDITION
-        await until_heard(lanes, peer, 2)
-        assert not peer.was_told.is_set()  # a refusal for another reason
-    async with peer_and_transport() as (peer, lanes, _):
-        peer.removes = True
-        lanes.send(GROUP, [beat(1)])
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            await peer.was_told.wait()
+@pytest.mark.parametrize(
+    ("why", "is_the_end"),
+    [
+        (RemovedFromCluster("scripted"), True),
+        (DataDirectoryLost("scripted", node="n1"), True),
+        (DataDirectoryLost("scripted", node="n2"), False),  # the peer itself has to end
+    ],
+)
+async def test_a_node_that_must_end_is_told_so(
+    why: KvorumError, is_the_end: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with peer_and_transport() as (peer, _, _):
+        peer.refuses_with = why
+        await peer.stop()
+        await peer.start()
+        if is_the_end:
+            await eventually(lambda: peer.dismissals)
+            assert {(type(one), str(one)) for one in peer.dismissals} == {(type(why), "scripted")}
+        else:
+            await eventually(lambda: "refuses this node: scripted" in caplog.text)
+            assert peer.dismissals == []

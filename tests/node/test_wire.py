@@ -20,11 +20,13 @@ from kvorum_node.raft.messages import (
 )
 from kvorum_node.raft.types import Entry, EntryKind, GroupId, Index, NodeId, Position, Term
 from kvorum_node.snapshots import Chunk, Header
+from kvorum_node.wire import NotUnderstood
 from kvorumpb.v1 import raft_pb2
 
 GROUP = GroupId(7)
 SENDER, RECIPIENT, TERM = NodeId(2), NodeId(3), Term(4)
 HIGHEST = 2**64 - 1
+MEMBERS = Configuration.of({SENDER: "h2:7100", RECIPIENT: "h3:7100"})
 KINDS = [
     kind
     for kind in vars(messages).values()
@@ -67,7 +69,7 @@ MESSAGES: list[Message] = [
         Entry(Index(12), Term(3), EntryKind.COMMANDS, b"\x00data\xff"),
         Entry(Index(13), Term(4)),
         Entry(Index(14), Term(4), EntryKind.COMMANDS),
-        Entry(Index(15), Term(4), EntryKind.CONFIGURATION, b"members"),
+        Entry(Index(15), Term(4), EntryKind.CONFIGURATION, MEMBERS.encode()),
     ),
     AppendEntriesReply(sender=SENDER, recipient=RECIPIENT, term=TERM, index=Index(14)),
     AppendEntriesReply(
@@ -120,8 +122,7 @@ def test_every_kind_of_entry_is_among_them() -> None:
 
 
 def test_a_snapshots_header_and_chunks_survive_the_round_trip() -> None:
-    configuration = Configuration.of({SENDER: "h2:7100", RECIPIENT: "h3:7100"})
-    header = Header(GROUP, SENDER, RECIPIENT, TERM, Position(Index(9), Term(3)), configuration)
+    header = Header(GROUP, SENDER, RECIPIENT, TERM, Position(Index(9), Term(3)), MEMBERS)
     hello = raft_pb2.PeerHello(cluster_id="c", sender=SENDER, recipient=RECIPIENT, address="h2:1")
     arrived = raft_pb2.SnapshotMessage.FromString(
         wire.encode_header(header, hello).SerializeToString()
@@ -168,5 +169,15 @@ def test_a_kind_that_a_newer_node_sends_is_nothing() -> None:
 def test_an_entry_of_an_unknown_kind_is_refused_and_not_taken_for_another() -> None:
     arrived = sent(append_entries(Entry(Index(12), Term(3))))
     arrived.append_entries.entries[0].kind = raft_pb2.LogEntry.Kind.ValueType(9)
-    with pytest.raises(ValueError, match="9"):
+    with pytest.raises(NotUnderstood, match="entry 12@3 is of the unknown kind 9"):
         wire.decode(arrived)
+
+
+def test_a_configuration_that_is_none_is_not_passed_on() -> None:
+    entry = Entry(Index(12), Term(3), EntryKind.CONFIGURATION, b"\xff")
+    with pytest.raises(NotUnderstood, match="entry 12@3 is no configuration"):
+        wire.decode(sent(append_entries(entry)))
+    with pytest.raises(NotUnderstood, match="the snapshot at 9@3 has no configuration"):
+        wire.decode_header(
+            raft_pb2.SnapshotHeader(last_index=9, last_term=3, configuration=b"\xff")
+        )

@@ -243,9 +243,16 @@ class Simulation:
         self._raise_violation()
 
     def _choose_dead(self, random: Random) -> frozenset[NodeId]:
-        """Some whom the rest can do without, whichever configuration they go by."""
+        """Some whom the rest can do without, whichever configuration they go by.
+
+        None that joins: it may be made a voter in the moment in which it falls silent, and
+        then be one more than the group can do without.
+        """
         nodes = sorted(self.hosts)
-        dead = frozenset(random.sample(nodes, random.randint(0, (len(nodes) - 1) // 2)))
+        chosen = random.sample(nodes, random.randint(0, (len(nodes) - 1) // 2))
+        dead = frozenset(chosen).difference(
+            *(one.joining for one in self.inspector.configurations())
+        )
         alive = self.hosts.keys() - dead
         if all(is_quorum(one, alive) for one in self.inspector.configurations()):
             return dead

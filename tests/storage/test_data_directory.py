@@ -1,5 +1,6 @@
 """Whose directory it is, that one process has it, and that creation may be cut off anywhere."""
 
+import errno
 import json
 import os
 import random
@@ -9,13 +10,21 @@ import subprocess
 import sys
 import textwrap
 import threading
+import uuid
 from pathlib import Path
 
 import pytest
 
 from kvorum.errors import DataDirectoryInUse, DataDirectoryMismatch, StorageError
 from kvorum_node.raft.types import NodeId
-from kvorum_node.storage.data_directory import DataDirectory, Identity, Storage
+from kvorum_node.storage import data_directory
+from kvorum_node.storage.data_directory import (
+    DataDirectory,
+    Identity,
+    Storage,
+    replace_identity,
+    stored_identity,
+)
 from kvorum_node.storage.engine import Batch, Engine, Family
 
 MINE = Identity("cluster-a", NodeId(1))
@@ -54,12 +63,62 @@ def test_a_directory_is_created_and_opened_again(tmp_path: Path) -> None:
     path = tmp_path / "parent" / "data"
     create(path)
     assert sorted(entry.name for entry in path.iterdir()) == ["LOCK", "kvorum.json", "log", "state"]
-    assert json.loads((path / "kvorum.json").read_bytes()) == {
-        "format": 1,
-        "cluster_id": "cluster-a",
-        "node_id": 1,
-    }
+    content = json.loads((path / "kvorum.json").read_bytes())
+    assert str(uuid.UUID(directory_id := content.pop("directory_id"))) == directory_id
+    assert content == {"format": 1, "cluster_id": "cluster-a", "node_id": 1, "peers": {}}
     assert holds_what_was_stored(path)
+
+
+def test_each_directory_has_an_id_of_its_own_for_ever(tmp_path: Path) -> None:
+    def directory_id(name: str) -> str:
+        storage = Storage.open(tmp_path / name, Identity("cluster-a", NodeId(1)))
+        storage.close()
+        return storage.identity.directory_id
+
+    first = directory_id("data")
+    assert directory_id("data") == first
+    assert directory_id("other") != first
+    shutil.rmtree(tmp_path / "data")
+    assert directory_id("data") != first
+    first = directory_id("data")
+    replace_identity(tmp_path / "data", Identity("cluster-a", NodeId(1), first).in_new_cluster())
+    found = stored_identity(tmp_path / "data")
+    assert found is not None
+    assert (found.cluster_id != "cluster-a", found.directory_id) == (True, first)
+
+
+def test_peers_are_remembered_by_their_directories(tmp_path: Path) -> None:
+    for number in (2, 3, 20):
+        storage = Storage.open(tmp_path, MINE)
+        assert storage.acquaintances.directory_of(NodeId(number)) == ""
+        storage.acquaintances.add(NodeId(number), f"d{number}")
+        assert storage.acquaintances.directory_of(NodeId(number)) == f"d{number}"
+        storage.close()
+    storage = Storage.open(tmp_path, MINE)
+    known = storage.acquaintances
+    assert [known.directory_of(NodeId(n)) for n in (1, 2, 3, 20)] == ["", "d2", "d3", "d20"]
+    replace_identity(tmp_path, storage.identity.in_new_cluster())
+    storage.close()
+    storage = Storage.open(tmp_path, None)
+    assert storage.acquaintances.directory_of(NodeId(2)) == ""  # nobody it has to do with
+    storage.close()
+
+
+def test_a_peer_that_cannot_be_written_down_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage.open(tmp_path, MINE)
+    before = snapshot(tmp_path)
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(data_directory, "write_durably", full)
+    with pytest.raises(StorageError, match=r"cannot write .*kvorum\.json: No space left"):
+        storage.acquaintances.add(NodeId(2), "d2")
+    assert storage.acquaintances.directory_of(NodeId(2)) == ""
+    assert snapshot(tmp_path) == before
+    storage.close()
 
 
 def test_an_embedded_store_is_a_cluster_of_its_own(tmp_path: Path) -> None:
@@ -115,6 +174,11 @@ def test_a_newer_format_is_refused(tmp_path: Path, version: object) -> None:
         b'{"format": 1, "cluster_id": "", "node_id": 1}',
         b'{"format": 1, "cluster_id": "a", "node_id": 0}',
         b'{"format": 1, "cluster_id": "a", "node_id": "1"}',
+        b'{"format": 1, "cluster_id": "a", "node_id": 1, "peers": {}}',
+        b'{"format": 1, "cluster_id": "a", "node_id": 1, "directory_id": "", "peers": {}}',
+        b'{"format": 1, "cluster_id": "a", "node_id": 1, "directory_id": "d"}',
+        b'{"format": 1, "cluster_id": "a", "node_id": 1, "directory_id": "d", "peers": {"n": "d"}}',
+        b'{"format": 1, "cluster_id": "a", "node_id": 1, "directory_id": "d", "peers": {"2": 7}}',
     ],
 )
 def test_a_damaged_identity_is_refused(tmp_path: Path, content: bytes) -> None:

@@ -28,6 +28,10 @@ class Link:
         traceback: TracebackType | None,
     ) -> None:
         assert self._server is not None
+        for listening in self._server.sockets:  # nobody is accepted any more
+            asyncio.get_running_loop().remove_reader(listening.fileno())
+        # Who was accepted this very moment: a server that is closed would drop it unclosed.
+        await asyncio.sleep(0)
         self._server.close()
         await self.cut()
 

@@ -11,8 +11,10 @@ they hold over a stop.
 """
 
 import asyncio
+import shutil
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -48,16 +50,12 @@ class Member:
         self._log_max_bytes = log_max_bytes
         self._timing = timing
         self._directory = directory and directory / f"n{number}"
-        self._memory = Storage.memory(self._identity)
+        self._memory = Storage.memory(Identity("test", self.id))
         port, self._port = free_ports(2)
         self.address = f"127.0.0.1:{port}"
         self.link = Link(port, self._port)
         self._node: Node | None = None
         self._server: grpc.aio.Server | None = None
-
-    @property
-    def _identity(self) -> Identity:
-        return Identity("test", self.id)
 
     @property
     def node(self) -> Node:
@@ -75,9 +73,9 @@ class Member:
     async def start(self, addresses: Mapping[NodeId, str] | None) -> None:
         """Start with these members, or with those that the disk knows."""
         if self._directory is None:  # engines that a stop does not close
-            storage = Storage(self._identity, self._memory.log, self._memory.state, ExitStack())
+            storage = replace(self._memory, _resources=ExitStack())
         else:
-            storage = Storage.open(self._directory, self._identity, fsync=False)
+            storage = Storage.open(self._directory, Identity("test", self.id), fsync=False)
         self._node = node = Node(
             storage, addresses, timing=self._timing, log_max_bytes=self._log_max_bytes
         )
@@ -98,6 +96,14 @@ class Member:
             node, self._node = self._node, None
             await self._server.stop(None)
             await node.stop()
+
+    def lose_disk(self) -> None:
+        """Whatever a node that is stopped has kept is gone."""
+        if self._directory is None:
+            self._memory.close()
+            self._memory = Storage.memory(Identity("test", self.id))
+        else:
+            shutil.rmtree(self._directory)
 
     async def close(self) -> None:
         await self.stop()

@@ -10,6 +10,7 @@
 
     bulk.py             writing many records, over a failover too
     local_cluster.py    node processes on this machine, as a class without a terminal
+    local_node.py       one of them: its things, its port, what it says
     cluster_file.py     what it remembers on disk
     processes.py        processes, told apart from others that got the same pid
     records.py          a key and its value as one line of JSON, exactly
@@ -23,9 +24,15 @@ Rule of this package: what is slow to import (grpc, the node, psutil) is importe
 by the command that needs it, so that `kvorum --help` answers at once.
 """
 
+import sys
+
 
 def main() -> None:
     """The entry point of the `kvorum` command."""
-    from kvorum.cli.app import app  # noqa: PLC0415 - importing the package stays free of typer
+    try:
+        # Here, inside: Ctrl-C may come while the modules are still loaded.
+        from kvorum.cli.app import app  # noqa: PLC0415 - importing the package stays free of typer
 
-    app()
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)

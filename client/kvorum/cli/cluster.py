@@ -7,7 +7,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
@@ -123,21 +123,17 @@ def status(*, directory: DirectoryOption = DEFAULT_DIRECTORY, as_json: JsonOptio
 def add(*, directory: DirectoryOption = DEFAULT_DIRECTORY, as_json: JsonOption = False) -> None:
     """Add a node, and start it; return once it is a voter."""
     cluster = _cluster(directory)
-    waits_for = ""
+    before = {node.name for node in cluster.nodes}
 
     def report(member: "cluster_pb2.Member", lag: int) -> None:
-        nonlocal waits_for
-        waits_for = member.name
         spinner.update(member_commands.waiting_text(member, lag))
 
     with console.err().status("adding a node") as spinner:
         try:
             name = asyncio.run(cluster.add(report))
         except KeyboardInterrupt:
-            if not waits_for:
-                raise
             spinner.stop()
-            member_commands.say_it_goes_on(waits_for)
+            _say_what_is_left(cluster, before)
             raise typer.Exit(member_commands.INTERRUPTED) from None
     if as_json:
         _print_json(cluster, asyncio.run(cluster.status()), added=name)
@@ -162,7 +158,8 @@ def remove(
     Works for a dead node too: to replace one, `add` first, then `remove` it.
     """
     cluster = _cluster(directory)
-    name = _resolve(cluster, node)
+    name = _resolve(cluster, node) if node == "leader" else node
+    is_here = any(one.name == name for one in cluster.nodes)
     try:
         obeyed = _run_with_spinner(
             f"removing {name}", lambda: cluster.remove(name, force=force, keep_data=keep_data)
@@ -172,7 +169,9 @@ def remove(
         raise typer.Exit(1) from None
     if not obeyed:
         console.err().print(f"{name} did not hear of it, and was stopped")
-    console.out().print(f"removed {name}, {'data kept' if keep_data else 'data deleted'}")
+    data = "data kept" if keep_data else "data deleted"
+    done = data if is_here else "a member of which there is nothing here"
+    console.out().print(f"removed {escape(name)}, {done}")
 
 
 @app.command()
@@ -250,6 +249,26 @@ def logs(
         for one in chosen:
             new, ends[one.name] = _read_lines_from(one.log_file, ends.get(one.name, 0))
             _print_log_lines(one.name, new, label=node is None)
+
+
+def _say_what_is_left(cluster: "LocalCluster", before: Collection[str]) -> None:
+    """After an interruption of `add`: how far it came, and how to go on."""
+    added = next((node for node in cluster.nodes if node.name not in before), None)
+    if added is None:
+        console.err().print(
+            "interrupted. If the cluster has a new member already, `kvorum member list` shows it"
+            f" as {member_commands.NOT_STARTED}: give it up with `kvorum cluster remove NAME`",
+            soft_wrap=True,
+        )
+    elif cluster.state(added.name).value == "dead":
+        console.err().print(
+            f"interrupted. {added.name} is a member, and does not run: go on with"
+            f" `kvorum cluster restart {added.name}`, or give it up with"
+            f" `kvorum cluster remove {added.name}`",
+            soft_wrap=True,
+        )
+    else:
+        member_commands.say_it_goes_on(added.name)
 
 
 def _cluster(directory: Path) -> "LocalCluster":

@@ -26,7 +26,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -39,75 +39,53 @@ from kvorum.cli.cluster_file import (
     LocalClusterError,
     NoClusterHere,
     NodeRecord,
-    ProcessIdentity,
+)
+from kvorum.cli.local_node import (
+    ANSWER_SECONDS,
+    HOST,
+    IDENTITY_FILE,
+    DataLost,
+    LocalNode,
+    NodeFailed,
+    NodeRemoved,
+    NodeReport,
+    PortTaken,
+    UnknownNode,
+    ask,
+    choose_port,
+    choose_ports,
+    describe_trouble,
+    leader_of,
+    refuse_lost,
+    refuse_taken_ports,
 )
 from kvorum.cli.processes import ProcessState
 from kvorum.errors import KvorumError
 from kvorumpb.v1 import cluster_pb2
 
-DEFAULT_NODES: Final = 3
-DEFAULT_BASE_PORT: Final = 7101
-HOST: Final = "127.0.0.1"
+__all__ = [
+    "PROBE_KEY",
+    "DataLost",
+    "LocalCluster",
+    "LocalNode",
+    "NodeFailed",
+    "NodeRemoved",
+    "NodeReport",
+    "PortTaken",
+    "UnknownNode",
+    "tail",
+]
 
 START_SECONDS: Final = 30.0
 """How long nodes may take until they answer and a write has succeeded."""
 STOP_SECONDS: Final = 10.0
 """How long a node may take to hand over, drain and flush before it is killed."""
 SIGNAL_SECONDS: Final = 5.0
-ANSWER_SECONDS: Final = 2.0
 LOG_LINES: Final = 15
 
 PROBE_KEY: Final = "kvorum/local-cluster/probe"
 """Deleted to see whether writes succeed: it goes the way of every write, and, since the key
 never exists, leaves nothing behind."""
-
-
-class UnknownNode(LocalClusterError):
-    """The cluster has no node of that name."""
-
-
-class PortTaken(LocalClusterError):
-    """Another process listens where a node is to listen."""
-
-
-class NodeFailed(LocalClusterError):
-    """A node process ended, or did not answer in time."""
-
-
-@dataclass(frozen=True, slots=True)
-class LocalNode:
-    """A node of the cluster and where its things are."""
-
-    name: str
-    address: str
-    data_dir: Path
-    log_file: Path
-    process: ProcessIdentity | None
-
-    @property
-    def port(self) -> int:
-        return int(self.address.rpartition(":")[2])
-
-
-@dataclass(frozen=True, slots=True)
-class NodeReport:
-    """What a node is doing: seen from outside, and as it says itself."""
-
-    node: LocalNode
-    state: ProcessState
-    status: cluster_pb2.GetStatusResponse | None = None
-    """None if it is not running, or does not answer."""
-    problem: str = ""
-    """Why a running node gave no status."""
-
-    @property
-    def pid(self) -> int | None:
-        process = self.node.process
-        return None if process is None or self.state is ProcessState.DEAD else process.pid
-
-    @property
-    def leads(self) -> bool:
-        return self.status is not None and self.status.role == cluster_pb2.LEADER
 
 
 class LocalCluster:
@@ -151,7 +129,7 @@ class LocalCluster:
         Raises:
             LocalClusterError: no running node leads at the moment.
         """
-        leader = _leader(await self.status())
+        leader = leader_of(await self.status())
         if leader is None:
             raise LocalClusterError("no node leads at the moment")
         return leader
@@ -183,16 +161,20 @@ class LocalCluster:
                 no write succeeded in time.
             PortTaken: and nothing was started.
             NodeFailed: a node ended at once; the message has its last log lines.
+            NodeRemoved, DataLost: for the nodes that it names; the others run.
         """
         with self._exclusively(create=True):
             try:
                 known = self.nodes
             except NoClusterHere:
-                return await self._create(_choose_ports(nodes, base_port), tuple(flags))
+                return await self._create(choose_ports(nodes, base_port), tuple(flags))
             self._refuse_change(known, nodes, base_port)
             dead = [node for node in known if processes.state(node.process) is ProcessState.DEAD]
-            _refuse_taken_ports(dead)
-            await self._start([node.name for node in dead])
+            refuse_taken_ports(dead)
+            lost = self._without_data(dead)
+            whole = [node.name for node in dead if node.name not in lost]
+            await self._start(whole, write=not lost)  # without the others there may be no majority
+            refuse_lost(lost)
             return [node.name for node in dead]
 
     async def add(self, report: Callable[[cluster_pb2.Member, int], None]) -> str:
@@ -209,7 +191,7 @@ class LocalCluster:
         """
         with self._exclusively():
             known = self.nodes
-            port = _choose_port(known)
+            port = choose_port(known)
             address = f"{HOST}:{port}"
             async with self._admin() as admin:
                 name = await admin.add_member(address)
@@ -246,16 +228,22 @@ class LocalCluster:
 
         Raises:
             MembershipChangeRefused: and everything is as it was.
+            UnknownNode: it is neither here nor a member.
         """
         with self._exclusively():
+            if all(node.name != name for node in self.nodes):
+                await self._remove_stranger(name, force=force)
+                return True
             node = self.node(name)
             async with self._admin() as admin:
                 view = await admin.status(await admin.find_leader())
                 if any(member.name == name for member in view.members):
                     await admin.remove_member(name, force=force)
-            obeyed = await processes.wait_until(
-                lambda: processes.state(node.process) is ProcessState.DEAD, STOP_SECONDS
+            # One that is paused cannot hear of it.
+            await processes.wait_until(
+                lambda: processes.state(node.process) is not ProcessState.RUNNING, STOP_SECONDS
             )
+            obeyed = processes.state(node.process) is ProcessState.DEAD
             if not obeyed:
                 await self._stop([node])
             self._change(
@@ -268,11 +256,16 @@ class LocalCluster:
         return obeyed
 
     async def restart(self, name: str) -> None:
-        """Stop the node with SIGTERM if it is alive, start it, and wait until it answers."""
+        """Stop the node with SIGTERM if it is alive, start it, and wait until it answers.
+
+        Raises:
+            NodeFailed, NodeRemoved, DataLost: as `up`.
+        """
         with self._exclusively():
             node = self.node(name)
+            refuse_lost(self._without_data([node]))
             await self._stop([node])
-            _refuse_taken_ports([node])
+            refuse_taken_ports([node])
             await self._start([name], write=False)
 
     # Ending, pausing.
@@ -321,7 +314,7 @@ class LocalCluster:
             for name, address in addresses.items()
         )
         nodes = [self._locate(record) for record in records]
-        _refuse_taken_ports(nodes)
+        refuse_taken_ports(nodes)
         new = [node for node in nodes if not node.data_dir.exists()]
         ClusterFile(records, flags).write(self.directory)
         try:
@@ -342,6 +335,8 @@ class LocalCluster:
             for name in names:
                 self._spawn(name)
             await self._wait_until_usable(logged, write=write)
+        except NodeRemoved:
+            raise  # nothing is wrong with the others
         except BaseException:
             self._kill_now([self.node(name) for name in names])
             raise
@@ -376,11 +371,11 @@ class LocalCluster:
                 reports = await self._ask_all(admin)
                 answered = {report.node.name for report in reports if report.status is not None}
                 if answered.issuperset(started) and (
-                    not write or (_leader(reports) and await self._write_succeeds())
+                    not write or (leader_of(reports) and await self._write_succeeds())
                 ):
                     return
                 if loop.time() >= deadline:
-                    raise NodeFailed(_describe_trouble(reports))
+                    raise NodeFailed(describe_trouble(reports, seconds=START_SECONDS))
                 await asyncio.sleep(processes.POLL_SECONDS)
 
     async def _write_succeeds(self) -> bool:
@@ -395,14 +390,36 @@ class LocalCluster:
         for node in map(self.node, started):
             if processes.state(node.process) is ProcessState.DEAD:
                 lines = tail(node.log_file, LOG_LINES, skip_bytes=started[node.name])
+                if any(f"{node.name} was removed from the cluster" in line for line in lines):
+                    raise NodeRemoved(
+                        f"{node.name} was removed from the cluster, and does not come back: forget"
+                        f" it with `kvorum cluster remove {node.name}`"
+                    )
                 last_words = "\n".join(f"  {line}" for line in lines)
                 raise NodeFailed(
                     f"{node.name} ended while it was starting; {node.log_file} ends with\n"
                     f"{last_words}"
                 )
 
+    async def _remove_stranger(self, name: str, *, force: bool) -> None:
+        """Remove a member that does not run here, or was never started."""
+        async with self._admin() as admin:
+            view = (await admin.survey()).best
+            if view is None or all(member.name != name for member in view.members):
+                self.node(name)  # raises, with the names that there are
+            await admin.remove_member(name, force=force)
+
+    def _without_data(self, nodes: Sequence[LocalNode]) -> list[str]:
+        """Those that have run before, and whose data directories are gone."""
+        new = {record.name for record in self._file().nodes if record.introduction}
+        return [
+            node.name
+            for node in nodes
+            if node.name not in new and not (node.data_dir / IDENTITY_FILE).exists()
+        ]
+
     async def _ask_all(self, admin: ClusterAdmin) -> list[NodeReport]:
-        return list(await asyncio.gather(*(_ask(admin, node) for node in self.nodes)))
+        return list(await asyncio.gather(*(ask(admin, node) for node in self.nodes)))
 
     async def _stop(self, nodes: Sequence[LocalNode]) -> list[str]:
         """Stop the nodes; returns the names of those that had to be killed."""
@@ -523,54 +540,3 @@ def _delete_files(node: LocalNode) -> None:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-async def _ask(admin: ClusterAdmin, node: LocalNode) -> NodeReport:
-    state = processes.state(node.process)
-    if state is not ProcessState.RUNNING:
-        return NodeReport(node, state)
-    try:
-        status = await admin.status(node.address, timeout=ANSWER_SECONDS)
-    except KvorumError as error:
-        return NodeReport(node, state, problem=str(error))
-    return NodeReport(node, state, status)
-
-
-def _leader(reports: Sequence[NodeReport]) -> str | None:
-    """The leader of the highest term: a deposed one that was cut off may not know it yet."""
-    leading = [(r.status.term, r.node.name) for r in reports if r.status is not None and r.leads]
-    return max(leading)[1] if leading else None
-
-
-def _describe_trouble(reports: Sequence[NodeReport]) -> str:
-    views = "; ".join(
-        f"{r.node.name} {r.state.value}" + (f", {r.problem}" if r.problem else "") for r in reports
-    )
-    return f"the cluster is not usable after {START_SECONDS:.0f} s: {views}"
-
-
-def _refuse_taken_ports(nodes: Sequence[LocalNode]) -> None:
-    for node in nodes:
-        if not processes.is_port_free(HOST, node.port):
-            holder = processes.port_holder(node.port) or "another process"
-            raise PortTaken(
-                f"port {node.port}, where {node.name} is to listen, is taken by {holder};"
-                " end that process, or choose other ports with --base-port"
-            )
-
-
-def _choose_ports(nodes: int | None, base_port: int | None) -> Sequence[int]:
-    count = DEFAULT_NODES if nodes is None else nodes
-    if base_port == 0:
-        return processes.free_ports(count)
-    first = DEFAULT_BASE_PORT if base_port is None else base_port
-    return range(first, first + count)
-
-
-def _choose_port(known: Sequence[LocalNode]) -> int:
-    """For one more node: the next one if it is free, else any."""
-    following = max(node.port for node in known) + 1
-    if following < processes.FREE_PORTS.stop and processes.is_port_free(HOST, following):
-        return following
-    [port] = processes.free_ports(1)
-    return port

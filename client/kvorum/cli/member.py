@@ -27,9 +27,12 @@ T = TypeVar("T")
 INTERRUPTED: Final = 130
 
 FORCE_HINT: Final = (
-    "With --force it is done all the same. Then, if a majority of the voters does not answer, the"
-    " cluster serves nobody, and cannot change its members either, until enough of them are back."
+    "With --force it is begun all the same. From then on the cluster needs a majority of the voters"
+    " before the change, and one of those after it. While either does not answer, nobody is served"
+    " and no member can be changed, nor is this taken back. If they never answer again, what is"
+    ' left is `kvorum recover`: docs/operations.md, "The majority is lost".'
 )
+NOT_STARTED: Final = "waiting to be started"
 
 app = typer.Typer(help="The members of a cluster: show and change them.")
 
@@ -50,12 +53,17 @@ def list_(*, as_json: JsonOption = False, target: TargetOption = None) -> None:
     Exit status 1 if no node answers.
     """
     survey = asyncio.run(_with_admin(target, lambda admin: admin.survey()))
+    survey.refuse_several_clusters()
     view = survey.best
     if view is None:
         for problem in survey.outcomes.values():
             console.print_error(str(problem))
         raise typer.Exit(FAILED)
     rows = [_row(member, view, survey) for member in view.members]
+    missing = {
+        member.name: NOT_STARTED if survey.leader and has_not_started(member) else "unreachable"
+        for member in view.members
+    }
     if as_json:
         facts = {"cluster_id": view.cluster_id, "leader": view.leader or None, "term": view.term}
         print(json.dumps({**facts, "members": rows}, indent=2))
@@ -69,7 +77,7 @@ def list_(*, as_json: JsonOption = False, target: TargetOption = None) -> None:
             row["name"],
             escape(row["address"]),
             "learner, joining" if row["joining"] else row["kind"],
-            node_view.role_markup(row["role"]) or "[red]unreachable[/]",
+            node_view.role_markup(row["role"]) or f"[red]{missing[row['name']]}[/]",
             node_view.cell(row["match_index"]),
             node_view.cell(row["lag"]),
             {True: "yes", False: "[red]no[/]", None: ""}[row["active"]],
@@ -178,17 +186,25 @@ def known_addresses(survey: "Survey") -> list[str]:
     return [] if survey.best is None else [member.address for member in survey.best.members]
 
 
+def has_not_started(member: "cluster_pb2.Member") -> bool:
+    """Whether the leader, whose view this is, has never heard of the member."""
+    return not member.active and member.match_index == 0
+
+
 def waiting_text(member: "cluster_pb2.Member", lag: int) -> str:
     """What a spinner says while a learner becomes a voter."""
     if member.active:
         return f"{member.name} is catching up: {lag:,} entries to go"
-    return f"waiting for {member.name} to be started at {member.address}"
+    if has_not_started(member):
+        return f"waiting for {member.name} to be started at {member.address}"
+    return f"waiting for {member.name} to be back at {member.address}: {lag:,} entries to go"
 
 
 def say_it_goes_on(name: str) -> None:
-    """After an interruption of the wait for a new voter."""
+    """After an interruption of the wait for a new voter that runs."""
     console.err().print(
-        f"{name} goes on, and becomes a voter once it has caught up: `kvorum member list`"
+        f"{name} goes on, and becomes a voter once it has caught up: `kvorum member list`",
+        soft_wrap=True,
     )
 
 
@@ -200,29 +216,42 @@ def explain_refusal(error: MembershipChangeRefused) -> None:
 
 
 def _wait_until_voter(target: str | None, name: str) -> None:
+    started = False
+
+    def report(member: "cluster_pb2.Member", lag: int) -> None:
+        nonlocal started
+        started = not has_not_started(member)
+        spinner.update(waiting_text(member, lag))
+
     with console.err().status(f"waiting for {name}") as spinner:
         try:
-            asyncio.run(
-                _with_admin(
-                    target,
-                    lambda admin: admin.wait_until_voter(
-                        name, lambda member, lag: spinner.update(waiting_text(member, lag))
-                    ),
-                )
-            )
+            asyncio.run(_with_admin(target, lambda admin: admin.wait_until_voter(name, report)))
         except KeyboardInterrupt:
             spinner.stop()
-            say_it_goes_on(name)
+            if started:
+                say_it_goes_on(name)
+            else:
+                console.err().print(
+                    f"{name} is a member, {NOT_STARTED}: `kvorum member list` shows what it does,"
+                    f" `kvorum member remove {name}` gives it up",
+                    soft_wrap=True,
+                )
             raise typer.Exit(INTERRUPTED) from None
 
 
 def _change(target: str | None, message: str, make: "Callable[[ClusterAdmin], Awaitable[T]]") -> T:
-    """Have a change made, and explain a refusal."""
+    """Have a change made, and explain a refusal or a doubt."""
     try:
         with console.err().status(message):
             return asyncio.run(_with_admin(target, make))
     except MembershipChangeRefused as error:
         explain_refusal(error)
+        raise typer.Exit(FAILED) from None
+    except KvorumError as error:
+        if not error.maybe_applied:
+            raise
+        why = str(error).removeprefix("outcome unknown: ")
+        console.print_error(f"outcome unknown: {why}: see `kvorum member list`")
         raise typer.Exit(FAILED) from None
     except KeyboardInterrupt:
         console.err().print(
@@ -242,15 +271,13 @@ def _row(
     member: "cluster_pb2.Member", view: "cluster_pb2.GetStatusResponse", survey: "Survey"
 ) -> dict[str, Any]:
     """The member as `--json` shows it; null is what nobody could say."""
-    outcome = survey.outcomes.get(member.address)
-    status = None if isinstance(outcome, KvorumError) else outcome
     led = survey.leader is not None
     return {
         "name": member.name,
         "address": member.address,
         "kind": node_view.kind(member),
         "joining": member.joining,
-        "role": node_view.role(status),
+        "role": node_view.role(survey.view_of(member.name)),
         "match_index": member.match_index if led else None,
         "lag": node_view.lag(member, view) if led else None,
         "active": member.active if led else None,

@@ -14,12 +14,12 @@ COUNTER_HEADINGS: Final = ("term", "last", "commit", "applied", "revision")
 
 
 def role(status: "cluster_pb2.GetStatusResponse | None") -> str | None:
-    """`leader`, `follower`, ...; None if the node did not say."""
+    """`leader`, `follower`, `pre-candidate`, ...; None if the node did not say."""
     if status is None:
         return None
     from kvorumpb.v1 import cluster_pb2  # noqa: PLC0415 - loaded already if there is a status
 
-    return cluster_pb2.Role.Name(status.role).lower()
+    return cluster_pb2.Role.Name(status.role).lower().replace("_", "-")
 
 
 def role_markup(name: str | None) -> str:

@@ -33,6 +33,27 @@ This makes {name} a cluster of its own.
 - {others} must never be started again: delete their data directories.
 """
 
+SOLE_VOTER_ADVICE = """\
+{name} is the only voter of its cluster, and needs nobody else: start it.
+"""
+
+SOLE_VOTER_CONSEQUENCES = """\
+{name} is the only voter of its cluster already: this gives the cluster another id, and no write
+is lost. {others} must never be started again: delete their data directories.
+"""
+
+EMBEDDED_ADVICE = """\
+This is the store of a program, which opens it as a directory. To serve it as a cluster from
+now on, with all that is in it, end the program and give the store an address:
+
+  {command} --advertise HOST:PORT
+"""
+
+EMBEDDED_CONSEQUENCES = """\
+This makes the store a cluster, whose only member is {name}. Nothing is lost. Programs then
+reach it as kvorum://{address}, and cannot open the directory any more.
+"""
+
 DONE = """\
 {name} is the only member of the new cluster {cluster}. Start it, and add the others anew,
 with empty data directories:
@@ -64,21 +85,21 @@ def recover(
     """
     try:
         from kvorum_node import survivor as module  # noqa: PLC0415 - imports all of the node
-        from kvorum_node.config import check_address  # noqa: PLC0415 - of the node, too
+        from kvorum_node.config import check_member_address  # noqa: PLC0415 - of the node, too
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("kvorum"):
             raise
         raise StorageError(f"recovering needs {error.name}: pip install 'kvorum[node]'") from None
     try:
-        address = check_address(advertise) if advertise else ""
+        address = check_member_address(advertise) if advertise else ""
     except ValueError as error:
         raise InvalidArgument(f"--advertise: {error}") from None
     found = module.examine(data_dir)
     if not force_new_cluster:
         _show(found, data_dir, as_json=as_json)
         return
-    if not yes:
-        console.err().print(escape(_consequences(found)), soft_wrap=True)
+    if not yes and (address or found.address):  # without one it is refused, whatever the answer
+        console.err().print(escape(_consequences(found, address)), soft_wrap=True)
         typer.confirm("Do it?", abort=True, err=True)
     made = module.force_new_cluster(data_dir, address=address)
     if as_json:
@@ -101,7 +122,7 @@ def _show(found: "Survivor", data_dir: Path, *, as_json: bool) -> None:
         print(json.dumps(described, indent=2))
         return
     members = [
-        f"{member['name']} {member['address']} ({member['kind']})"
+        " ".join(filter(None, (member["name"], member["address"], f"({member['kind']})")))
         for member in described["members"]
     ]
     table = console.new_table("", "")
@@ -118,16 +139,26 @@ def _show(found: "Survivor", data_dir: Path, *, as_json: bool) -> None:
         table.add_row(label, escape(str(value)))
     console.out().print(table)
     command = ["kvorum", "recover", "--data-dir", str(data_dir), "--force-new-cluster"]
-    console.err().print(
-        "\n" + escape(ADVICE.format(command=shlex.join(command))), end="", soft_wrap=True
-    )
+    text = _advice(found).format(name=_name(found.node), command=shlex.join(command))
+    console.err().print("\n" + escape(text), end="", soft_wrap=True)
 
 
-def _consequences(found: "Survivor") -> str:
+def _advice(found: "Survivor") -> str:
+    if found.is_embedded:
+        return EMBEDDED_ADVICE
+    return SOLE_VOTER_ADVICE if found.is_sole_voter else ADVICE
+
+
+def _consequences(found: "Survivor", address: str) -> str:
     others = sorted(found.configuration.members - {found.node})
-    return CONSEQUENCES.format(
+    if found.is_embedded:
+        text = EMBEDDED_CONSEQUENCES
+    else:
+        text = SOLE_VOTER_CONSEQUENCES if found.is_sole_voter else CONSEQUENCES
+    return text.format(
         name=_name(found.node),
-        commit=found.hard_state.commit,
+        address=address,
+        commit=found.committed,
         others=", ".join(map(_name, others)) or "Other nodes of the old cluster",
     )
 
@@ -146,7 +177,7 @@ def _describe(found: "Survivor") -> dict[str, Any]:
         "last_index": found.last.index,
         "last_term": found.last.term,
         "term": found.hard_state.term,
-        "commit_index": found.hard_state.commit,
+        "commit_index": found.committed,
         "applied_index": found.applied,
         "revision": found.revision,
         "members": [

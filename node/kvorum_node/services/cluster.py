@@ -12,7 +12,7 @@ import kvorum
 from kvorum.errors import InvalidArgument, KvorumError
 from kvorum.status import to_status
 from kvorum_node import validation
-from kvorum_node.config import check_address, parse_name
+from kvorum_node.config import check_member_address, parse_name
 from kvorum_node.node import Node
 from kvorum_node.raft.configuration import Configuration
 from kvorum_node.raft.leader import Leader
@@ -89,7 +89,7 @@ class ClusterService:
             else:
                 progress = raft.role.progress[node]
                 member.match_index = progress.match
-                member.active = progress.recently_active
+                member.active = progress.is_alive
         return member
 
     async def _get_content_hash(
@@ -117,7 +117,7 @@ class ClusterService:
         await _check_namespace(request.namespace, context)
         node = await _node_id(request.name, context) if request.name else None
         try:
-            address = check_address(request.address)
+            address = check_member_address(request.address)
         except ValueError as error:
             await abort(context, to_status(InvalidArgument(str(error))))
         added = await _carry_out(

@@ -5,6 +5,7 @@ another node than the leader is passed on, once; nothing is decided here.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ SERVICE = "kvorumpb.v1.KV"
 _FORWARDED = "kvorum-forwarded"
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+logger = logging.getLogger("kvorum.node")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,9 @@ class KvService:
                     await session.take(request.calls)
                 await session.finish()
                 await writer
+        except* grpc.aio.InternalError:
+            # gRPC's word for a stream that is dead: the client has dropped it, which is no news.
+            logger.debug("%s lost a session while it was answering", self._node)
         finally:
             forget()
 

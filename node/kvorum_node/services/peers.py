@@ -2,17 +2,20 @@
 
 Whoever introduces itself as a node of the same cluster is listened to, a member or
 not: a node that joins knows nobody yet, and one that was away does not know who has
-joined. Only a node that was removed is not, and its open streams end when it is.
+joined. A node that was removed is not, and its open streams end when it is. Nor is one
+that has come back with another data directory (`Node.admit`): what it says rests on
+nothing.
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
 
+from kvorum.errors import KvorumError
 from kvorum.status import to_status
 from kvorum_node import wire
 from kvorum_node.members import removed_from_cluster
@@ -25,6 +28,8 @@ from kvorumpb.v1 import raft_pb2
 SERVICE = "kvorumpb.v1.Raft"
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+logger = logging.getLogger("kvorum.node")
 
 
 class RaftService:
@@ -60,18 +65,19 @@ class RaftService:
         removed = asyncio.Event()
 
         def look_for_sender() -> None:
-            if self._was_removed(sender):
+            if self._node.has_removed(sender):
                 removed.set()
 
         forget = self._node.listen(look_for_sender)
-        self._take(first)
-        taking = asyncio.create_task(self._take_all(messages))
+        taking = asyncio.create_task(self._take_all(first, messages))
         waiting = asyncio.create_task(removed.wait())
         try:
             await asyncio.wait((taking, waiting), return_when=asyncio.FIRST_COMPLETED)
             if removed.is_set():
                 await abort(context, to_status(removed_from_cluster(sender)))
             taking.result()
+        except wire.NotUnderstood as problem:
+            await self._end_unread(sender, problem, context)
         finally:
             forget()
             taking.cancel()
@@ -79,8 +85,11 @@ class RaftService:
             await asyncio.gather(taking, waiting, return_exceptions=True)
         return raft_pb2.PeerStreamClosed()
 
-    async def _take_all(self, messages: AsyncIterator[raft_pb2.PeerMessage]) -> None:
-        async for message in messages:
+    async def _take_all(
+        self, first: raft_pb2.PeerMessage, others: AsyncIterator[raft_pb2.PeerMessage]
+    ) -> None:
+        self._take(first)
+        async for message in others:
             self._take(message)
 
     def _take(self, message: raft_pb2.PeerMessage) -> None:
@@ -96,8 +105,8 @@ class RaftService:
         await self._welcome(first.header.hello, context)
         try:
             header = wire.decode_header(first.header)
-        except DecodeError as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"no configuration: {error}")
+        except wire.NotUnderstood as problem:
+            await self._end_unread(NodeId(first.header.hello.sender), problem, context)
         chunks = (wire.decode_chunk(message.chunk) async for message in messages)
         try:
             index = await self._node.driver.snapshots.receive(header, chunks)
@@ -115,10 +124,32 @@ class RaftService:
             )
         elif hello.recipient != self._node.id:
             refusal = f"this is {self._node}, the caller wants {node_name(NodeId(hello.recipient))}"
+        elif not hello.directory_id:
+            refusal = f"{node_name(NodeId(hello.sender))} does not name its data directory"
         if refusal is not None:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal)
-        if self._was_removed(NodeId(hello.sender)):
-            await abort(context, to_status(removed_from_cluster(NodeId(hello.sender))))
+        try:
+            self._node.admit(
+                NodeId(hello.sender),
+                hello.directory_id,
+                knows_this_as=hello.recipient_directory_id,
+            )
+        except KvorumError as error:
+            await abort(context, to_status(error))
 
-    def _was_removed(self, node: NodeId) -> bool:
-        return self._node.group.raft.committed_configuration.has_removed(node)
+    async def _end_unread(
+        self, sender: NodeId, problem: wire.NotUnderstood, context: Context
+    ) -> NoReturn:
+        """End a call of which nothing more can be taken: the sender will try again, slowly."""
+        name = node_name(sender)
+        logger.error(
+            "%s cannot take what %s sends: %s. A newer version of kvorum has written it; run that"
+            " one here, too",
+            self._node,
+            name,
+            problem,
+        )
+        await context.abort(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"{self._node} cannot take what {name} sends: {problem}",
+        )

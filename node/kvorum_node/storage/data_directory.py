@@ -1,7 +1,7 @@
 """A node's directory: whose it is, that only one process has it, and what is in it.
 
     LOCK          held (flock) while the directory is open; contains the holder's pid
-    kvorum.json   the identity: format, cluster, node
+    kvorum.json   the identity: format, cluster, node, directory; and the peers it has met
     log/          the engine of the Raft log
     state/        the engine of the state
 
@@ -13,12 +13,21 @@ So a directory with a kvorum.json is whole: if log/ or state/ is missing there,
 it was removed, and to start with an empty one would forget votes and promised
 entries. A directory with a kvorum.json.new has never promised anything. A
 directory with anything else in it is not ours, and is left as it is.
+
+What a member has promised, a vote or an entry on its disk, is in its directory, and
+gone with it. So a directory has an id of its own, drawn when it is created, and each
+node keeps by which one it first met each peer, in the same file: a node that comes
+with another one has lost what it was counted with, and is not listened to. Nodes that
+have never met cannot tell. Nor can anybody tell a copy from its original, or an older
+state of a directory from a newer one: to the others, two processes on copies are one
+member, which can vote twice. LOCK only sees to it that no two of them share one path.
 """
 
 import fcntl
 import json
 import os
 import uuid
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -48,6 +57,10 @@ class Identity:
     cluster_id: str
     node_id: NodeId
 
+    directory_id: str = field(default_factory=lambda: str(uuid.uuid4()), compare=False)
+    """Of the directory itself. Not compared, because it is not what a directory is asked
+    for by: one that exists has its own, and a new one takes this."""
+
     @classmethod
     def single(cls) -> Self:
         """A fresh cluster of one node, for a store that is embedded in a program."""
@@ -61,12 +74,53 @@ class Identity:
         return f"{node_name(self.node_id)} of cluster {self.cluster_id}"
 
 
+class Acquaintances:
+    """The directory by which this node knows each peer, since they first met."""
+
+    def __init__(
+        self,
+        known: Mapping[NodeId, str] | None = None,
+        *,
+        save: Callable[[Mapping[NodeId, str]], None] = lambda _: None,
+    ) -> None:
+        """Begin with those that are known.
+
+        Args:
+            save: puts all of them on the disk, or raises StorageError.
+        """
+        self._known = dict(known or {})
+        self._save = save
+
+    def directory_of(self, peer: NodeId) -> str:
+        """The id of the peer's directory; empty if they have never met."""
+        return self._known.get(peer, "")
+
+    def add(self, peer: NodeId, directory_id: str) -> None:
+        """Remember a peer; on the disk when this returns.
+
+        Raises:
+            StorageError: and it is unknown as before.
+        """
+        known = {**self._known, peer: directory_id}
+        self._save(known)
+        self._known = known
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What kvorum.json says."""
+
+    identity: Identity
+    peers: Mapping[NodeId, str] = field(default_factory=dict[NodeId, str])
+
+
 class DataDirectory:
     """A directory that this process holds the lock of. Released by `close`."""
 
-    def __init__(self, path: Path, lock: int, identity: Identity, *, is_new: bool) -> None:
+    def __init__(self, path: Path, lock: int, content: _Content, *, is_new: bool) -> None:
         self.path = path
-        self.identity = identity
+        self.identity = content.identity
+        self.acquaintances = Acquaintances(content.peers, save=self._save_peers)
         self.is_new = is_new
         """Whether the creation has still to be finished (`finish_creation`)."""
         self._lock: int | None = lock
@@ -90,7 +144,7 @@ class DataDirectory:
             _refuse_foreign(path)
             lock = _lock(path)
             try:
-                found, is_new = _find_identity(path, identity)
+                found, is_new = _find_content(path, identity)
             except BaseException:
                 os.close(lock)
                 raise
@@ -117,6 +171,9 @@ class DataDirectory:
             raise StorageError(f"cannot create {self.path}: {error.strerror}") from error
         self.is_new = False
 
+    def _save_peers(self, peers: Mapping[NodeId, str]) -> None:
+        _write_content(self.path, _Content(self.identity, peers))
+
     def close(self) -> None:
         """Release the lock. May be called twice."""
         if self._lock is not None:
@@ -132,6 +189,7 @@ class Storage:
     log: Engine
     state: Engine
     _resources: ExitStack = field(repr=False)
+    acquaintances: Acquaintances = field(default_factory=Acquaintances, repr=False)
 
     @classmethod
     def open(cls, path: Path, identity: Identity | None, *, fsync: bool = True) -> Self:
@@ -163,7 +221,7 @@ class Storage:
             resources.callback(state.close)
             if directory.is_new:
                 directory.finish_creation()
-            return cls(directory.identity, log, state, resources.pop_all())
+            return cls(directory.identity, log, state, resources.pop_all(), directory.acquaintances)
 
     @classmethod
     def memory(cls, identity: Identity | None = None) -> Self:
@@ -186,7 +244,7 @@ def stored_identity(path: Path) -> Identity | None:
         DataDirectoryMismatch, StorageError: as DataDirectory.open.
     """
     try:
-        return _read_identity(path / _IDENTITY)
+        return _read_content(path / _IDENTITY).identity
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -196,13 +254,17 @@ def stored_identity(path: Path) -> Identity | None:
 
 
 def replace_identity(path: Path, identity: Identity) -> None:
-    """Give the directory, which the caller has open, to another cluster.
+    """Give the directory, which the caller has open, to another cluster, without its peers.
 
     Raises:
         StorageError: and it is as it was.
     """
+    _write_content(path, _Content(identity))
+
+
+def _write_content(path: Path, content: _Content) -> None:
     try:
-        write_durably(path / _IDENTITY, _encode_identity(identity))
+        write_durably(path / _IDENTITY, _encode(content))
     except OSError as error:
         raise StorageError(f"cannot write {path / _IDENTITY}: {error.strerror}") from error
 
@@ -248,27 +310,34 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
-def _find_identity(path: Path, expected: Identity | None) -> tuple[Identity, bool]:
-    """The identity of the directory, and whether its creation is still to be finished."""
+def _find_content(path: Path, expected: Identity | None) -> tuple[_Content, bool]:
+    """What the directory is, and whether its creation is still to be finished."""
     if (path / _IDENTITY).exists():
-        found = _read_identity(path / _IDENTITY)
-        if expected is not None and found != expected:
+        found = _read_content(path / _IDENTITY)
+        if expected is not None and found.identity != expected:
             raise DataDirectoryMismatch(
-                f"the data directory {path} belongs to {found}, not to {expected}"
+                f"the data directory {path} belongs to {found.identity}, not to {expected}"
             )
         return found, False
     # Nothing was ever promised by what is here, so an unfinished identity gives way.
-    identity = expected or Identity.single()
-    write_durably(path / _NEW_IDENTITY, _encode_identity(identity))
-    return identity, True
+    created = _Content(expected or Identity.single())
+    write_durably(path / _NEW_IDENTITY, _encode(created))
+    return created, True
 
 
-def _encode_identity(identity: Identity) -> bytes:
-    content = {"format": FORMAT, "cluster_id": identity.cluster_id, "node_id": identity.node_id}
-    return json.dumps(content, indent=2).encode() + b"\n"
+def _encode(content: _Content) -> bytes:
+    identity = content.identity
+    encoded = {
+        "format": FORMAT,
+        "cluster_id": identity.cluster_id,
+        "node_id": identity.node_id,
+        "directory_id": identity.directory_id,
+        "peers": {str(peer): content.peers[peer] for peer in sorted(content.peers)},
+    }
+    return json.dumps(encoded, indent=2).encode() + b"\n"
 
 
-def _read_identity(path: Path) -> Identity:
+def _read_content(path: Path) -> _Content:
     try:
         content = json.loads(path.read_bytes())
         version = content["format"]
@@ -280,9 +349,23 @@ def _read_identity(path: Path) -> Identity:
             " A newer version of kvorum has written it; run that one"
         )
     match content:
-        case {"cluster_id": str(cluster_id), "node_id": int(node_id)} if cluster_id and node_id > 0:
-            return Identity(cluster_id, NodeId(node_id))
+        case {
+            "cluster_id": str(cluster_id),
+            "node_id": int(node_id),
+            "directory_id": str(directory_id),
+            "peers": dict(peers),
+        } if cluster_id and node_id > 0 and directory_id and _are_peers(peers):
+            known = {NodeId(int(peer)): known_as for peer, known_as in peers.items()}
+            return _Content(Identity(cluster_id, NodeId(node_id), directory_id), known)
         case _:
             raise StorageError(
-                f"{path} is damaged: it names no cluster and node; replace this node"
+                f"{path} is damaged: it names no cluster, node, directory and peers; replace this"
+                " node"
             )
+
+
+def _are_peers(peers: Mapping[str, object]) -> bool:
+    return all(
+        peer.isdecimal() and isinstance(directory_id, str) and directory_id
+        for peer, directory_id in peers.items()
+    )

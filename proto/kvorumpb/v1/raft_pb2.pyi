@@ -58,6 +58,8 @@ class PeerHello(_message.Message):
     SENDER_FIELD_NUMBER: _builtins.int
     RECIPIENT_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    DIRECTORY_ID_FIELD_NUMBER: _builtins.int
+    RECIPIENT_DIRECTORY_ID_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     sender: _builtins.int
     recipient: _builtins.int
@@ -65,6 +67,10 @@ class PeerHello(_message.Message):
     """host:port of the sender, as far as it knows itself: the recipient answers there if
     its log has not told it yet who the sender is.
     """
+    directory_id: _builtins.str
+    """Of the sender's data directory: drawn when that was created, and kept in it."""
+    recipient_directory_id: _builtins.str
+    """The one by which the sender knows the recipient; empty if it has not met it yet."""
     def __init__(
         self,
         *,
@@ -72,10 +78,12 @@ class PeerHello(_message.Message):
         sender: _builtins.int = ...,
         recipient: _builtins.int = ...,
         address: _builtins.str = ...,
+        directory_id: _builtins.str = ...,
+        recipient_directory_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cluster_id", b"cluster_id", "recipient", b"recipient", "sender", b"sender"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cluster_id", b"cluster_id", "directory_id", b"directory_id", "recipient", b"recipient", "recipient_directory_id", b"recipient_directory_id", "sender", b"sender"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
