@@ -104,7 +104,8 @@ def _summary(outcome: Outcome, judgement: Judgement) -> Sequence[str]:
         f"calls: {calls}" + (f" ({errors})" if errors else ""),
         f"history: {verdict.outcome.value}, {checked}, {verdict.steps} steps",
         f"ledger: {writes} writes acknowledged, {lost} lost",
-        f"nodes: {len(contents)} compared, {len(set(contents))} different content",
+        f"nodes: {len(contents)} compared, "
+        + ("all hold the same" if len(set(contents)) == 1 else f"{len(set(contents))} contents"),
         f"logs: {', '.join(f'{count} {what}' for what, count in outcome.log_lines.items())}",
         *(f"left out: {fault}, {reason}" for fault, reason in outcome.left_out.items()),
         *(f"WRONG: {finding}" for finding in judgement.findings),
