@@ -303,7 +303,13 @@ class Node:
                     planned(group.raft.configuration), force=force, deadline=deadline
                 )
             except MembershipChangeRefused as refused:
-                if not refused.endangers_quorum or loop.time() >= patience:
+                if group.members.are_changing:  # a learner's promotion, perhaps: soon over
+                    until = deadline
+                elif refused.endangers_quorum:
+                    until = patience
+                else:
+                    raise
+                if loop.time() >= until:
                     raise
             else:
                 return await changing
