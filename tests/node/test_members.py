@@ -273,6 +273,19 @@ async def test_a_leader_that_was_just_elected_takes_a_change_as_soon_as_it_can()
         assert await group[1].node.add_member("127.0.0.1:1", None, learner=True) == 2
 
 
+async def test_changes_that_are_asked_for_at_once_are_made_one_after_the_other() -> None:
+    """The core refuses a second one while a first is under way; that is no answer for a caller."""
+    async with NodeGroup(3) as group:
+        node = (await group.leader()).node
+        async with asyncio.timeout(DEADLINE_SECONDS), asyncio.TaskGroup() as tasks:
+            added = [
+                tasks.create_task(node.add_member(f"127.0.0.1:{port}", None, learner=True))
+                for port in range(1, 6)
+            ]
+        assert sorted(one.result() for one in added) == [4, 5, 6, 7, 8]
+        assert node.group.raft.committed_configuration.learners == {4, 5, 6, 7, 8}
+
+
 async def test_a_new_member_gets_the_next_number_of_the_moment_in_which_it_is_added() -> None:
     """Not of that in which it was asked for: another one may have been added in between."""
     async with NodeGroup(1) as group:
