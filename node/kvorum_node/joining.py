@@ -16,7 +16,7 @@ import asyncio
 import logging
 from typing import Final
 
-from kvorum.admin import PAUSE_SECONDS, ClusterAdmin, Status, Survey
+from kvorum.admin import PAUSE_SECONDS, ClusterAdmin, Status
 from kvorum.errors import KvorumError, NoLeader
 from kvorum_node.config import NodeConfig
 from kvorum_node.storage.data_directory import Identity
@@ -42,6 +42,7 @@ async def first_identity(config: NodeConfig) -> Identity:
             cluster is.
         NoNodeReachable: none of the members to join answers.
         NoLeader: none of them leads: without a majority nobody can be sure who is a member.
+        InvalidTarget: they are of several clusters.
     """
     if config.cluster:
         return Identity(config.cluster_id, config.node_id)
@@ -70,23 +71,12 @@ async def _led_view(admin: ClusterAdmin) -> Status:
     while True:
         await admin.find_leader(timeout=max(PAUSE_SECONDS, deadline - loop.time()))
         survey = await admin.survey()
-        _refuse_several_clusters(survey)
+        survey.refuse_several_clusters()
         if survey.led_view is not None:
             return survey.led_view
         if loop.time() >= deadline:
             raise NoLeader(f"no leader goes on answering: asked {', '.join(admin.addresses)}")
         await asyncio.sleep(PAUSE_SECONDS)
-
-
-def _refuse_several_clusters(survey: Survey) -> None:
-    clusters = {
-        status.cluster_id: f"{address} is of {status.cluster_id}"
-        for address, status in survey.answers.items()
-    }
-    if len(clusters) > 1:
-        raise CannotJoin(
-            f"the addresses to join are of different clusters: {', '.join(clusters.values())}"
-        )
 
 
 def _refuse_unless_new_member(config: NodeConfig, view: Status) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Self
 import pytest
 
 from kvorum.admin import Survey
-from kvorum.errors import KvorumError, NoLeader, NoNodeReachable
+from kvorum.errors import InvalidTarget, KvorumError, NoLeader, NoNodeReachable
 from kvorum_node import joining
 from kvorum_node.config import NodeConfig
 from kvorum_node.joining import CannotJoin, first_identity
@@ -127,7 +127,7 @@ async def test_whoever_is_no_new_member_is_told_what_to_do(
 
 async def test_addresses_of_different_clusters_are_named(fake: type[FakeAdmin]) -> None:
     fake.outcomes["h2:7100"] = status("n2", "other", leads=False)
-    with pytest.raises(CannotJoin, match=r"h1:7100 is of c, h2:7100 is of other"):
+    with pytest.raises(InvalidTarget, match=r"h1:7100 is n1 of c, h2:7100 is n2 of other"):
         await first_identity(config())
 
 
