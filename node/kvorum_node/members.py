@@ -63,12 +63,6 @@ class Members:
         return self._raft.configuration
 
     @property
-    def are_changing(self) -> bool:
-        """Whether a change is under way, so that no other one can begin."""
-        raft = self._raft
-        return raft.configuration.is_joint or raft.log.configuration_index > raft.log.committed
-
-    @property
     def addresses(self) -> Mapping[NodeId, str]:
         """Where the members are: host:port."""
         return self._raft.configuration.addresses

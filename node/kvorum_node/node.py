@@ -303,7 +303,7 @@ class Node:
                     planned(group.raft.configuration), force=force, deadline=deadline
                 )
             except MembershipChangeRefused as refused:
-                if group.members.are_changing:  # a learner's promotion, perhaps: soon over
+                if group.raft.members_are_changing:  # a learner's promotion, perhaps: soon over
                     until = deadline
                 elif refused.endangers_quorum:
                     until = patience

@@ -141,6 +141,11 @@ class Raft:
         return self.log.committed_configuration
 
     @property
+    def members_are_changing(self) -> bool:
+        """Whether a change of members is not complete: no other one can begin until it is."""
+        return self.configuration.is_joint or self.log.configuration_index > self.log.committed
+
+    @property
     def hard_state(self) -> HardState:
         return HardState(self.term, self.vote, self.log.committed)
 

@@ -44,7 +44,7 @@ def plan(raft: Raft, role: Leader, changes: Sequence[Change], *, force: bool) ->
     configuration = raft.configuration
     if not role.established:
         raise ChangeRefused("the leader has not committed an entry of its own term yet")
-    if configuration.is_joint or raft.log.configuration_index > raft.log.committed:
+    if raft.members_are_changing:
         raise ChangeRefused("another change of members is under way")
     for change in changes:
         _check_sense(configuration, change)

@@ -68,9 +68,7 @@ class ClusterService:
             revision=group.machine.revision,
             log_bytes=group.log.log_bytes(),
             members=[self._member(node) for node in sorted(raft.configuration.members)],
-            members_changing=(
-                raft.configuration.is_joint or raft.configuration != raft.committed_configuration
-            ),
+            members_changing=raft.members_are_changing,
         )
 
     def _member(self, node: NodeId) -> cluster_pb2.Member:
