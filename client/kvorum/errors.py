@@ -5,11 +5,16 @@
     │   ├── LimitExceeded       something is larger than its limit
     │   ├── InvalidCursor       the cursor was altered, or belongs to another list
     │   ├── InvalidTarget       `open` was given an address it does not understand
-    │   └── NamespaceNotFound
+    │   ├── NamespaceNotFound
+    │   ├── Compacted           the revision asked for is not kept any more
+    │   └── FutureRevision      the revision asked for is not there yet
     ├── OperationFailed         an operation could not be carried out; nothing was written
     │   ├── NotAnInteger
     │   ├── IntegerOverflow
-    │   └── ResultTooLarge      the gets of a transaction found too much
+    │   ├── OutOfBounds         an add would leave the bounds it was given
+    │   ├── UniqueViolation     another record has the value in a unique index
+    │   ├── RangeTooLarge       a range has more records than one operation may look at
+    │   └── ResultTooLarge      a transaction reads more than it may return
     ├── Conflict                a check of a transaction did not hold; nothing was written
     ├── DecodeError             a value is not of the type it was asked for
     ├── Unavailable             not applied: a retry is safe, and the client has tried
@@ -17,7 +22,11 @@
     │   ├── NoLeader
     │   ├── ShuttingDown
     │   ├── Overloaded
+    │   ├── TooStale            a stale read of a node that is further behind than it may be
     │   └── NoNodeReachable
+    ├── QuotaExceeded           the store or a disk is full; not applied, reads and deletes go on
+    ├── ClientForgotten         the store does not know who writes; not applied now
+    ├── ResultForgotten         applied by an earlier attempt, and its result is gone
     ├── MembershipChangeRefused the members cannot be changed so, or not now
     ├── RemovedFromCluster      this node is no member any more
     ├── DataDirectoryLost       this node was a member with another data directory
@@ -26,7 +35,8 @@
     ├── Closed                  the store was closed
     └── StorageError            the data directory or the disk
         ├── DataDirectoryInUse
-        └── DataDirectoryMismatch
+        ├── DataDirectoryMismatch
+        └── StateCorrupt        this node holds something else than the majority, and stops
 
 An error carries the decision that its reader has to make: `retryable` (the
 request was certainly not applied, and the same request may succeed later) and
@@ -49,6 +59,7 @@ class Code(IntEnum):
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
+    ALREADY_EXISTS = 6
     RESOURCE_EXHAUSTED = 8
     FAILED_PRECONDITION = 9
     ABORTED = 10
@@ -102,6 +113,24 @@ class NamespaceNotFound(InvalidArgument):
     code = Code.NOT_FOUND
 
 
+class Compacted(InvalidArgument):
+    """Metadata: `revision`, and `oldest_revision`, the oldest that can still be read."""
+
+    reason = "COMPACTED"
+    code = Code.OUT_OF_RANGE
+
+    @property
+    def oldest_revision(self) -> int:
+        return int(self.metadata.get("oldest_revision", 0))
+
+
+class FutureRevision(InvalidArgument):
+    """Metadata: `revision`, and `newest_revision`, that of the store now."""
+
+    reason = "FUTURE_REVISION"
+    code = Code.OUT_OF_RANGE
+
+
 class OperationFailed(KvorumError):
     """Metadata: `operation`, the position of the failed one in its transaction."""
 
@@ -118,8 +147,48 @@ class IntegerOverflow(OperationFailed, OverflowError):
     code = Code.OUT_OF_RANGE
 
 
+class OutOfBounds(OperationFailed):
+    """Metadata: also `value`, the integer that stays."""
+
+    reason = "OUT_OF_BOUNDS"
+    code = Code.OUT_OF_RANGE
+
+    @property
+    def value(self) -> int:
+        """The integer as it was, and still is."""
+        return int(self.metadata["value"])
+
+
+class UniqueViolation(OperationFailed):
+    """Metadata: also `index`, `value` and `owner`, the key of the record that has the value.
+
+    Bytes that are not UTF-8 are written as `\\xff`, as Python's backslashreplace has them.
+    """
+
+    reason = "UNIQUE_VIOLATION"
+    code = Code.ALREADY_EXISTS
+
+    @property
+    def index(self) -> str:
+        return self.metadata["index"]
+
+    @property
+    def value(self) -> str:
+        return self.metadata["value"]
+
+    @property
+    def owner(self) -> str:
+        return self.metadata["owner"]
+
+
+class RangeTooLarge(OperationFailed):
+    """There are more than `limits.MAX_RANGE_RECORDS`: take them in parts."""
+
+    reason = "RANGE_TOO_LARGE"
+
+
 class ResultTooLarge(OperationFailed):
-    """The gets of a transaction found more than `limits.MAX_RESULT_BYTES`: read with `get`."""
+    """A transaction reads more than `limits.MAX_RESULT_BYTES`: read with `get` and `list`."""
 
     reason = "RESULT_TOO_LARGE"
 
@@ -168,6 +237,12 @@ class Overloaded(Unavailable):
     code = Code.RESOURCE_EXHAUSTED
 
 
+class TooStale(Unavailable):
+    """The node that was asked is further behind the leader than `max_staleness` allows."""
+
+    reason = "TOO_STALE"
+
+
 class NoNodeReachable(Unavailable):
     """No node of the cluster answered. `nodes` were tried; `__cause__` is the last failure."""
 
@@ -176,6 +251,39 @@ class NoNodeReachable(Unavailable):
     def __init__(self, message: str, *, nodes: Sequence[str]) -> None:
         super().__init__(message, nodes=",".join(nodes))
         self.nodes = tuple(nodes)
+
+
+class QuotaExceeded(KvorumError):
+    """The store has reached its quota, or a disk has too little space left: nothing is written.
+
+    Reads, deletes and compaction go on, and writes do when they have made space.
+    Metadata: `node`, whose disk it is.
+    """
+
+    reason = "QUOTA_EXCEEDED"
+    code = Code.RESOURCE_EXHAUSTED
+
+
+class ClientForgotten(KvorumError):
+    """The store does not know the client that the write comes from, and has not applied it now.
+
+    It never did, or other clients have taken its place since. Whether an earlier
+    attempt was applied cannot be told. The client library deals with it.
+    """
+
+    reason = "CLIENT_FORGOTTEN"
+    code = Code.FAILED_PRECONDITION
+
+
+class ResultForgotten(KvorumError):
+    """An earlier attempt was applied, and the store does not keep what it returned."""
+
+    reason = "RESULT_FORGOTTEN"
+    code = Code.FAILED_PRECONDITION
+
+    @property
+    def maybe_applied(self) -> bool:
+        return True
 
 
 class MembershipChangeRefused(KvorumError):
@@ -262,3 +370,9 @@ class DataDirectoryMismatch(StorageError):
     """The data directory is of another node, another cluster, or a newer format."""
 
     reason = "DATA_DIRECTORY_MISMATCH"
+
+
+class StateCorrupt(StorageError):
+    """The node's state is not what the majority holds at the same index; it must be replaced."""
+
+    reason = "STATE_CORRUPT"

@@ -16,9 +16,21 @@ MAX_VALUE_BYTES: Final = 25 * MIB
 MAX_TRANSACTION_OPERATIONS: Final = 1024
 """Checks and the operations of both branches, counted together."""
 MAX_TRANSACTION_BYTES: Final = 32 * MIB
+MAX_METADATA_BYTES: Final = 4 * KIB
+MAX_INDEX_ENTRIES: Final = 64
+"""Of one record."""
+MAX_INDEX_NAME_BYTES: Final = 256
+MAX_INDEX_VALUE_BYTES: Final = 4 * KIB
+MAX_TTL_MS: Final = 100 * 366 * 24 * 3600 * 1000
+"""A hundred years: what is to stay longer has no time to live."""
 
+# What a transaction reads.
 MAX_RESULT_BYTES: Final = 32 * MIB
-"""Keys and values that the gets of one transaction return together."""
+"""Keys and values that the operations of one transaction return together."""
+MAX_RANGE_RECORDS: Final = 10_000
+"""Records that one check or one operation on a range may look at."""
+MAX_UNCHANGED_EVENTS: Final = 10_000
+"""Events that a check of `unchanged_since` may look at."""
 MAX_READING_TRANSACTIONS: Final = 8
 """Transactions with gets that a node has under way: each may return MAX_RESULT_BYTES."""
 
@@ -31,6 +43,36 @@ DEFAULT_PAGE_RECORDS: Final = 1_000
 # Integers that `add` keeps.
 MIN_INTEGER: Final = -(2**63)
 MAX_INTEGER: Final = 2**63 - 1
+
+# Rate limits: a state is at most 8 bytes for each of them.
+MAX_RATE_LIMITS: Final = 16
+"""In one operation."""
+MAX_RATE_LIMIT: Final = 1_000_000_000
+MAX_SLIDING_LOG_LIMIT: Final = 10_000
+"""Of the algorithm that remembers each event; the others remember a few numbers."""
+MAX_RATE_WINDOW_MS: Final = 366 * 24 * 3600 * 1000
+
+# Exactly once.
+MAX_CLIENTS: Final = 10_000
+"""Beyond it, the one that has been idle longest is forgotten."""
+MAX_CLIENT_WINDOW: Final = 65_536
+"""Writes of one client that are not acknowledged: their results are kept."""
+MAX_REMEMBERED_RESULT_BYTES: Final = 4 * KIB
+"""Of a larger result, only that there was one is remembered."""
+
+# History.
+DEFAULT_HISTORY_SECONDS: Final = 3600
+"""How long revisions can be read and watched from."""
+MAX_COMPACTION_EVENTS: Final = 10_000
+"""Removed by one command."""
+MAX_SWEEP_RECORDS: Final = 1_000
+"""Expired records removed by one command."""
+
+# Watches.
+MAX_WATCHES: Final = 100_000
+"""On one node, of all its clients."""
+MIN_PROGRESS_INTERVAL_MS: Final = 100
+DEFAULT_PROGRESS_INTERVAL_MS: Final = 5_000
 
 # What travels.
 MAX_MESSAGE_BYTES: Final = 40 * MIB

@@ -29,7 +29,7 @@ from kvorum.errors import (
     Overloaded,
     ShuttingDown,
 )
-from kvorum_node.machine import Machine
+from kvorum_node.machine import FORMAT, Machine
 from kvorum_node.members import ChangeOfMembers, Members
 from kvorum_node.raft.candidate import Candidate
 from kvorum_node.raft.configuration import Change
@@ -52,8 +52,6 @@ from kvorum_node.storage.engine import Batch
 from kvorum_node.storage.raft_log import RaftLogStore
 from kvorumpb.v1.cluster_pb2 import Role
 from kvorumpb.v1.command_pb2 import CommandBatch, TransactionResult
-
-COMMAND_FORMAT = 1
 
 Write = asyncio.Future[list[TransactionResult]]
 Read = asyncio.Future[None]
@@ -341,7 +339,7 @@ class Group:
             raise self.not_leader()
 
     def _propose(self, submissions: list[_Submission]) -> None:
-        header = CommandBatch(format=COMMAND_FORMAT, log_time_ms=self._clock_ms())
+        header = CommandBatch(format=FORMAT, log_time_ms=self._clock_ms())
         # Serialised messages that are joined parse as one message: a repeated field gets
         # the elements of all (protobuf encoding, "Last One Wins" and merging).
         data = header.SerializeToString() + b"".join(one.commands for one in submissions)

@@ -74,7 +74,10 @@ def test_everything_of_a_call_goes_into_one_write() -> None:
     engine = _WatchedEngine()
     machine = Machine(engine, GROUP)
     machine.apply(
-        [entry(index, transaction(add(b"n")), transaction(put(b"a"))) for index in range(1, 11)]
+        [
+            entry(index, transaction(add(b"n")), transaction(put(b"a")), log_time_ms=index)
+            for index in range(1, 11)
+        ]
     )
     [batch] = engine.writes
     names = {key for family, key, _ in batch.puts if family is Family.META}

@@ -10,8 +10,8 @@ from kvorum_node.machine import Machine
 from kvorum_node.raft.types import GroupId
 from kvorum_node.storage.engine import Engine, Family
 from kvorum_node.storage.memory import MemoryEngine
-from kvorumpb.v1.command_pb2 import Record
-from kvorumpb.v1.kv_pb2 import KeyRange, ListRequest, ListResponse
+from kvorumpb.v1.command_pb2 import KeyRange, Record
+from kvorumpb.v1.kv_pb2 import ListRequest, ListResponse
 from tests.support.commands import KEYS, delete, put, run, run_one, transaction
 
 

@@ -13,8 +13,8 @@ from kvorum_node.validation import (
     validate_transaction,
     validate_value,
 )
-from kvorumpb.v1.command_pb2 import Check, Operation, Transaction
-from kvorumpb.v1.kv_pb2 import KeyRange, ListRequest
+from kvorumpb.v1.command_pb2 import Check, KeyRange, Operation, Transaction
+from kvorumpb.v1.kv_pb2 import ListRequest
 from tests.support.commands import add, at_revision, delete, exists, get, put, transaction
 
 LONGEST_KEY = b"k" * limits.MAX_KEY_BYTES

@@ -23,11 +23,11 @@ from kvorum.errors import (
 from kvorum.status import from_status
 from kvorum_node.raft.messages import AppendEntries, Heartbeat
 from kvorum_node.services.dispatch import Dispatcher
+from kvorumpb.v1.command_pb2 import KeyRange
 from kvorumpb.v1.kv_pb2 import (
     Call,
     DeleteRequest,
     GetRequest,
-    KeyRange,
     ListRequest,
     PutRequest,
     Reply,

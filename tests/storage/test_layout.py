@@ -41,7 +41,13 @@ def test_the_end_of_a_prefix(prefix: bytes, end: bytes | None) -> None:
 def test_every_family_has_a_tag_of_its_own() -> None:
     assert {family.name: bytes(family) for family in Family} == {
         "LOG": b"L",
+        "CLIENT": b"C",
         "DATA": b"D",
+        "EXPIRY": b"X",
+        "HISTORY": b"H",
+        "INDEX": b"I",
+        "KEYS": b"K",
+        "LIMIT": b"R",
         "META": b"M",
     }
     assert all(len(family) == 1 and b"\x00" < family < b"\xff" for family in Family)

@@ -14,8 +14,11 @@ from kvorum.errors import StorageError
 from kvorum_node.raft.types import Entry
 from kvorumpb.v1.command_pb2 import CommandBatch, Transaction
 
-FORMAT: Final = 1
-"""CommandBatch.format: the instruction set that this version writes and understands."""
+FORMAT: Final = 2
+"""CommandBatch.format: the instruction set that this version writes."""
+
+UNDERSTOOD: Final = (1, FORMAT)
+"""Those that it reads."""
 
 
 class UnknownCommand(StorageError):
@@ -33,13 +36,14 @@ def decode_batch(entry: Entry) -> CommandBatch:
             f"entry {entry} is not a batch of commands: its {len(entry.data):,} bytes cannot be "
             "decoded. The node stops, since it cannot skip what other nodes may have applied"
         ) from error
-    if batch.format != FORMAT:
+    if batch.format not in UNDERSTOOD:
         raise UnknownCommand(
-            f"entry {entry} has format {batch.format}, and this version knows {FORMAT} alone. "
+            f"entry {entry} has format {batch.format}, and this version knows 1 to {FORMAT}. "
             "The node stops; run the version that the other nodes run"
         )
     for position, command in enumerate(batch.commands):
-        if command.WhichOneof("command") is None or not _is_known(command.transaction):
+        kind = command.WhichOneof("command")
+        if kind is None or (kind == "transaction" and not _is_known(command.transaction)):
             raise UnknownCommand(
                 f"command {position} of entry {entry} holds an instruction that this version "
                 "does not know. The node stops; run the version that the other nodes run"

@@ -1,210 +1,196 @@
-"""Transactions run one after the other, on an overlay over the engine.
+"""Commands run one after the other, each atomic, on tables over the engine.
 
-Rules: a read sees the writes of the operations before it, of the transactions
-before it, and then the engine's. Writes stay in the overlay until the machine
-takes them, so that whatever happens on the way, the engine has seen nothing. A
-transaction whose operation fails leaves no trace.
+Rules: a command sees what the ones before it have written, then the engine's. A
+transaction whose operation fails leaves no trace. Nothing reaches the engine until the
+machine saves the tables, so that whatever happens on the way, the engine has seen nothing.
 
-What the records of one transaction look like: all carry its one revision, and
-every write of a record counts in its version. Deleting a key and writing it
-again creates it anew. (Validation refuses two writes to one key in a branch, as
-only the last could ever be seen; should they be in the log, they have the
-meaning they would have one after the other.)
+The way of a transaction: checks.py, then operations.py on the records as they are for it
+alone (working.py), then commit.py. All its records carry its one revision, and every
+write of a record counts in its version. Deleting a key and writing it again creates it
+anew. (Validation refuses two writes to one key in a branch, as only the last could ever
+be seen; should they be in the log, they have the meaning they would have one after the
+other.)
+
+A write that carries a client and a sequence runs once: clients.py.
 """
 
-from collections.abc import Iterable
-from typing import Final, assert_never
+from collections.abc import Sequence
+from itertools import islice
+from typing import assert_never
 
-from kvorum import limits
-from kvorum_node.machine import records
-from kvorum_node.storage.engine import Batch, Engine, Family
+from kvorum_node.machine.checks import holds
+from kvorum_node.machine.clients import Clients
+from kvorum_node.machine.commit import Event, UniqueViolation, commit
+from kvorum_node.machine.operations import operate
+from kvorum_node.machine.standing import Standing
+from kvorum_node.machine.tables import Tables
+from kvorum_node.machine.working import OperationFailed, Working
+from kvorum_node.raft.types import Index
+from kvorum_node.storage import layout
+from kvorum_node.storage.engine import Batch
+from kvorum_node.storage.layout import ExpiryKind
 from kvorumpb.v1.command_pb2 import (
-    AddOperation,
-    AddResult,
-    Check,
-    DeleteResult,
-    GetResult,
+    Command,
+    Compaction,
     Operation,
     OperationError,
     OperationResult,
-    PutResult,
-    Record,
+    Sweep,
     Transaction,
     TransactionResult,
 )
 
-# Results that are always the same are made once; a message copies what it is given.
-_PUT: Final = OperationResult(put=PutResult())
-_DELETED: Final = OperationResult(delete=DeleteResult(deleted=True))
-_NOT_DELETED: Final = OperationResult(delete=DeleteResult(deleted=False))
-_ABSENT: Final = OperationResult(get=GetResult())
-
-_LONGEST_INTEGER: Final = len(str(limits.MIN_INTEGER))
-
-
-class _OperationFailed(Exception):
-    """Undoes the transaction under way."""
-
-    def __init__(self, reason: OperationError.Reason.ValueType, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
-
 
 class Execution:
-    """What committed transactions do to the records of one group, before the engine knows."""
+    """What committed commands do to the state of one group, before the engine knows."""
 
-    __slots__ = ("_done", "_engine", "_prefix", "_result_bytes", "_writes", "revision")
+    def __init__(self, tables: Tables, standing: Standing, clients: Clients) -> None:
+        """`standing` is where the state has come; `clients` know what it has answered."""
+        self.revision = standing.revision
+        self.log_time_ms = standing.log_time_ms
+        self.oldest_revision = standing.oldest_revision
+        self.trimmed_revision = standing.trimmed_revision
+        self.events: list[Event] = []
+        """Of the last command."""
+        self._tables = tables
+        self._clients = clients
+        self._working = Working(tables)
 
-    def __init__(self, engine: Engine, prefix: bytes, revision: int) -> None:
-        """`prefix` begins every storage key of the state; `revision` is where it stands."""
-        self.revision = revision
-        self._engine = engine
-        self._prefix = prefix
-        # By key, None for a deleted one: what is certain, and what the transaction
-        # under way has written so far.
-        self._done: dict[bytes, Record | None] = {}
-        self._writes: dict[bytes, Record | None] = {}
-        self._result_bytes = 0
+    def begin_entry(self, log_time_ms: int) -> None:
+        """The next commands are of an entry with this log time, which never runs backwards."""
+        self.log_time_ms = max(self.log_time_ms, log_time_ms)
 
-    def run(self, transaction: Transaction) -> TransactionResult:
-        """Carry out one transaction, which must hold nothing that commands.py would refuse."""
-        checks = transaction.checks
-        failed_check = self._first_failed(checks) if checks else None
-        branch = transaction.operations if failed_check is None else transaction.otherwise
-        self._result_bytes = 0
-        results = []
+    def end_entry(self, index: Index) -> None:
+        self._clients.save(self._tables.clients, index)
+
+    def run(self, command: Command) -> TransactionResult:
+        """Carry out one command, which must be one that commands.py knows."""
+        self.events = []
+        client_id = command.client_id
+        if not client_id:
+            return self._run(command)
+        if command.WhichOneof("command") == "register_client":
+            self._clients.register(client_id)
+            return self._nothing_written()
+        result = self._clients.recall(client_id, command.sequence)
+        if result is None:
+            result = self._run(command)
+            self._clients.remember(client_id, command.sequence, command.acknowledged, result)
+        return result
+
+    def standing(self, applied: Index) -> Standing:
+        return Standing(
+            applied=applied,
+            revision=self.revision,
+            log_time_ms=self.log_time_ms,
+            oldest_revision=self.oldest_revision,
+            trimmed_revision=self.trimmed_revision,
+        )
+
+    def save(self, batch: Batch) -> None:
+        self._tables.save(batch)
+
+    def _run(self, command: Command) -> TransactionResult:
+        match command.WhichOneof("command"):
+            case "transaction":
+                return self._transact(command.transaction)
+            case "sweep":
+                return self._sweep(command.sweep)
+            case "compaction":
+                return self._compact(command.compaction)
+            case "register_client" | "verification" | "verdict":
+                return self._nothing_written()  # the machine looks at those itself
+            case None:
+                raise AssertionError("a command of no kind passed the decoder")
+            case unexpected:
+                assert_never(unexpected)
+
+    def _transact(self, transaction: Transaction) -> TransactionResult:
+        working = self._working
+        working.begin(self.revision + 1, self.log_time_ms)
+        failed_check: int | None = None
         try:
-            for operation in branch:
-                results.append(self._operate(operation))  # noqa: PERF401 - read below
-        except _OperationFailed as failure:
-            self._writes = {}
-            return TransactionResult(
-                revision=self.revision,
-                failed_check=failed_check,
-                error=OperationError(
-                    reason=failure.reason, operation=len(results), message=failure.message
-                ),
-            )
-        if self._writes:
+            if transaction.checks:
+                failed_check = self._first_failed(transaction)
+            branch = transaction.operations if failed_check is None else transaction.otherwise
+            results = self._operate(branch)
+            self.events = commit(working)
+        except UniqueViolation as failure:
+            return self._failed(failure.error, failed_check)
+        except OperationFailed as failure:
+            failure.error.operation = working.position
+            return self._failed(failure.error, failed_check)
+        if self.events:
             self.revision += 1
-            self._done.update(self._writes)
-            self._writes = {}
         return TransactionResult(
             succeeded=failed_check is None,
             revision=self.revision,
             failed_check=failed_check,
             results=results,
+            log_time_ms=self.log_time_ms,
         )
 
-    def save(self, batch: Batch) -> None:
-        """Put what all transactions have written into the batch, each key once."""
-        for key, record in self._done.items():
-            if record is None:
-                batch.delete(Family.DATA, self._prefix + key)
-            else:
-                batch.put(Family.DATA, self._prefix + key, record.SerializeToString())
-
-    def _first_failed(self, checks: Iterable[Check]) -> int | None:
-        for position, check in enumerate(checks):
-            if not self._holds(check):
+    def _first_failed(self, transaction: Transaction) -> int | None:
+        for position, check in enumerate(transaction.checks):
+            if not holds(check, self._working, self.oldest_revision):
                 return position
         return None
 
-    def _holds(self, check: Check) -> bool:
-        record = self._read(check.key)
-        match check.WhichOneof("condition"):
-            case "revision":
-                return check.revision == (0 if record is None else record.revision)
-            case "exists":
-                return check.exists == (record is not None)
-            case None:
-                raise AssertionError("a check without a condition passed the decoder")
-            case unexpected:
-                assert_never(unexpected)
+    def _operate(self, branch: Sequence[Operation]) -> list[OperationResult]:
+        working = self._working
+        results = []
+        for position, operation in enumerate(branch):
+            working.position = position
+            results.append(operate(operation, working))
+        return results
 
-    def _operate(self, operation: Operation) -> OperationResult:
-        match operation.WhichOneof("operation"):
-            case "put":
-                put = operation.put
-                key = put.key
-                self._write(key, put.value, self._read(key))
-                return _PUT
-            case "get":
-                return self._get(operation.get.key)
-            case "delete":
-                key = operation.delete.key
-                if self._read(key) is None:
-                    return _NOT_DELETED
-                self._writes[key] = None
-                return _DELETED
-            case "add":
-                return self._add(operation.add)
-            case None:
-                raise AssertionError("an operation of no kind passed the decoder")
-            case unexpected:
-                assert_never(unexpected)
+    def _sweep(self, sweep: Sweep) -> TransactionResult:
+        """Remove what has expired, the longest expired first."""
+        working = self._working
+        working.begin(self.revision + 1, self.log_time_ms)
+        due = self._tables.expiry.scan(b"", layout.expiry_bound(self.log_time_ms + 1))
+        for stored, _ in islice(due, sweep.limit):
+            _, kind, key = layout.split_expiry_key(stored)
+            match kind:
+                case ExpiryKind.RECORD:
+                    working.remove(key)
+                case ExpiryKind.LIMIT:
+                    working.limits[key] = None
+                case unexpected:
+                    assert_never(unexpected)
+        self.events = commit(working)
+        if self.events:
+            self.revision += 1
+        return self._nothing_written()
 
-    def _get(self, key: bytes) -> OperationResult:
-        record = self._read(key)
-        if record is None:
-            return _ABSENT
-        self._result_bytes += len(key) + len(record.value)
-        if self._result_bytes > limits.MAX_RESULT_BYTES:
-            raise _OperationFailed(
-                OperationError.RESULT_TOO_LARGE,
-                f"the gets of the transaction found {self._result_bytes} bytes; at most"
-                f" {limits.MAX_RESULT_BYTES} are returned: read large values with get",
-            )
-        result = OperationResult(get=GetResult(record=record))
-        result.get.record.key = key
-        return result
+    def _compact(self, compaction: Compaction) -> TransactionResult:
+        """Forget what is before the revision at once, and remove a part of it."""
+        self.oldest_revision = max(self.oldest_revision, min(compaction.revision, self.revision))
+        tables, trimmed = self._tables, self.oldest_revision
+        forgotten = tables.history.scan(
+            layout.history_key(self.trimmed_revision + 1),
+            layout.history_key(self.oldest_revision + 1),
+        )
+        for count, (stored, event) in enumerate(forgotten):
+            revision = layout.history_revision(stored)
+            if count == compaction.limit:
+                trimmed = revision - 1
+                break
+            _, _, key = layout.decode_event(event)
+            tables.history.delete(stored)
+            tables.keys.delete(layout.version_key(key, revision))
+        self.trimmed_revision = max(self.trimmed_revision, trimmed)
+        return self._nothing_written()
 
-    def _add(self, add: AddOperation) -> OperationResult:
-        record = self._read(add.key)
-        value = add.amount if record is None else _integer(record.value) + add.amount
-        if not limits.MIN_INTEGER <= value <= limits.MAX_INTEGER:
-            raise _OperationFailed(
-                OperationError.INTEGER_OVERFLOW,
-                f"adding {add.amount} would give {value}, beyond the range of int64",
-            )
-        self._write(add.key, str(value).encode(), record)
-        return OperationResult(add=AddResult(value=value))
-
-    def _read(self, key: bytes) -> Record | None:
-        if key in self._writes:
-            return self._writes[key]
-        if key in self._done:
-            return self._done[key]
-        stored = self._engine.get(Family.DATA, self._prefix + key)
-        if stored is None:
-            return None
-        record = Record()
-        records.load(record, key, stored)
-        return record
-
-    def _write(self, key: bytes, value: bytes, current: Record | None) -> None:
-        revision = self.revision + 1
-        self._writes[key] = Record(
-            value=value,
-            revision=revision,
-            created_revision=revision if current is None else current.created_revision,
-            version=1 if current is None else current.version + 1,
+    def _nothing_written(self) -> TransactionResult:
+        return TransactionResult(
+            succeeded=True, revision=self.revision, log_time_ms=self.log_time_ms
         )
 
-
-def _integer(value: bytes) -> int:
-    """The int64 whose one and only decimal text is `value`: no plus, no padding, no -0."""
-    if len(value) <= _LONGEST_INTEGER:
-        try:
-            number = int(value)
-        except ValueError:
-            pass
-        else:
-            in_range = limits.MIN_INTEGER <= number <= limits.MAX_INTEGER
-            if in_range and str(number).encode() == value:
-                return number
-    raise _OperationFailed(
-        OperationError.NOT_AN_INTEGER,
-        "the value is not an integer: add needs the decimal text of an int64, such as -7",
-    )
+    def _failed(self, error: OperationError, failed_check: int | None) -> TransactionResult:
+        return TransactionResult(
+            revision=self.revision,
+            failed_check=failed_check,
+            error=error,
+            log_time_ms=self.log_time_ms,
+        )

@@ -11,16 +11,20 @@ that was left is emptied.
 """
 
 from collections import deque
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
 from kvorum.errors import StorageError
-from kvorum_node.machine import listing, records
+from kvorum_node.machine import history, listing, records
+from kvorum_node.machine.clients import Clients
 from kvorum_node.machine.commands import decode_batch
+from kvorum_node.machine.commit import Event
 from kvorum_node.machine.content_hash import ContentHasher
 from kvorum_node.machine.execution import Execution
 from kvorum_node.machine.snapshot import SnapshotReader, Staging
 from kvorum_node.machine.standing import Standing, load_staged
+from kvorum_node.machine.tables import Tables
 from kvorum_node.raft.types import Entry, EntryKind, GroupId, Index
 from kvorum_node.storage import layout
 from kvorum_node.storage.engine import Batch, Engine, Family
@@ -32,6 +36,15 @@ Results: TypeAlias = list[list[TransactionResult]]
 """Of each entry, one result per command. (An alias, since Machine has a method `list`.)"""
 
 
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """What one revision has changed."""
+
+    revision: int
+    log_time_ms: int
+    events: Sequence[Event]
+
+
 class Machine:
     """The records of one group. Called from one thread."""
 
@@ -41,7 +54,10 @@ class Machine:
         held = engine.get(Family.META, layout.space_key(group))
         self._space = Space(group, 0) if held is None else layout.decode_space(group, held)
         self._standing = Standing.load(engine, self._space)
+        self._clients = Clients.load(self._tables().clients)
         self._staging: Staging | None = None
+        self.observer: Callable[[Sequence[Transition]], None] | None = None
+        """Told of all revisions of a call of `apply`, once they are in the engine."""
 
     @property
     def applied(self) -> Index:
@@ -58,6 +74,16 @@ class Machine:
         """The latest time stamped on an entry, in milliseconds since the Unix epoch."""
         return self._standing.log_time_ms
 
+    @property
+    def oldest_revision(self) -> int:
+        """The oldest revision that can be read; 0 before the first compaction."""
+        return self._standing.oldest_revision
+
+    @property
+    def is_trimmed(self) -> bool:
+        """Whether all history before the oldest revision has been removed."""
+        return self._standing.trimmed_revision >= self._standing.oldest_revision
+
     def apply(self, entries: Sequence[Entry], *, wanted: Container[Index] | None = None) -> Results:
         """Carry out committed entries, which go on where the last call ended.
 
@@ -72,43 +98,58 @@ class Machine:
         """
         if not entries:
             return []
-        execution = Execution(self._engine, self._space.prefix, self._standing.revision)
-        applied, log_time_ms = self._standing.applied, self._standing.log_time_ms
+        execution = Execution(Tables(self._engine, self._space), self._standing, self._clients)
+        applied = self._standing.applied
         results: Results = []
+        transitions: list[Transition] = []
         for entry in entries:
             if entry.index != applied + 1:
                 raise AssertionError(f"entry {entry} does not go on from applied index {applied}")
             applied = entry.index
             match entry.kind:
                 case EntryKind.COMMANDS:
-                    commands = decode_batch(entry)
-                    log_time_ms = max(log_time_ms, commands.log_time_ms)
-                    outcomes = (execution.run(one.transaction) for one in commands.commands)
+                    outcomes = _carry_out(execution, entry, transitions)
                     if wanted is None or entry.index in wanted:
                         results.append(list(outcomes))
                     else:
                         deque(outcomes, maxlen=0)  # carried out, and forgotten one by one
                         results.append([])
+                    execution.end_entry(entry.index)
                 case EntryKind.NOOP | EntryKind.CONFIGURATION:
                     results.append([])
                 case unexpected:
                     assert_never(unexpected)
         batch = Batch()
         execution.save(batch)
-        standing = Standing(applied, execution.revision, log_time_ms)
-        standing.save(batch, self._space)
+        standing = execution.standing(applied)
+        standing.save(batch, self._space, self._standing)
         self._engine.write(batch)
         self._standing = standing
+        if self.observer is not None and transitions:
+            self.observer(transitions)
         return results
 
-    def get(self, key: bytes) -> Record | None:
-        """The record of the key, with its key filled in; None if there is none."""
+    def get(self, key: bytes, *, revision: int = 0) -> Record | None:
+        """The record of the key, with its key filled in; None if there is none.
+
+        Args:
+            revision: as it was then; 0 is as it is now, by log time.
+
+        Raises Compacted or FutureRevision if the store cannot say.
+        """
+        if revision:
+            self.require_readable(revision)
+            return history.record_at(self._tables(), key, revision)
         stored = self._engine.get(Family.DATA, layout.data_key(self._space, key))
         if stored is None:
             return None
         record = Record(key=key)
         records.load(record, key, stored)
-        return record
+        return None if 0 < record.expire_time_ms <= self.log_time_ms else record
+
+    def require_readable(self, revision: int) -> None:
+        """Raises Compacted or FutureRevision if the store cannot be read as it was then."""
+        history.require_readable(revision, self.oldest_revision, self.revision)
 
     def list(self, request: ListRequest) -> ListResponse:
         """A page of records in key order; the request must have passed validate_list.
@@ -187,3 +228,21 @@ class Machine:
             batch.delete_range(family, *old.range)
         self._engine.write(batch)
         self._space, self._standing, self._staging = new, standing, None
+        self._clients = Clients.load(self._tables().clients)
+
+    def _tables(self) -> Tables:
+        return Tables(self._engine, self._space)
+
+
+def _carry_out(
+    execution: Execution, entry: Entry, transitions: list[Transition]
+) -> Iterator[TransactionResult]:
+    """Run the commands of an entry one by one."""
+    commands = decode_batch(entry)
+    execution.begin_entry(commands.log_time_ms)
+    for command in commands.commands:
+        yield execution.run(command)
+        if execution.events:
+            transitions.append(
+                Transition(execution.revision, execution.log_time_ms, execution.events)
+            )

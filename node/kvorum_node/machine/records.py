@@ -22,3 +22,16 @@ def load(record: Record, key: bytes, stored: bytes) -> None:
             f"what is stored under the key {key[:48]!r} is not a record: the disk has altered it; "
             "replace this node"
         ) from error
+
+
+def without_value(record: Record) -> Record:
+    """A copy that lacks value and metadata, for whoever asks for keys only."""
+    return Record(
+        key=record.key,
+        revision=record.revision,
+        created_revision=record.created_revision,
+        version=record.version,
+        expire_time_ms=record.expire_time_ms,
+        update_time_ms=record.update_time_ms,
+        index_entries=record.index_entries,
+    )

@@ -26,6 +26,10 @@ class Standing:
     """The revision of the last transaction that wrote."""
     log_time_ms: int
     """The latest time stamped on an entry, in milliseconds since the Unix epoch."""
+    oldest_revision: int = 0
+    """The oldest that can be read; 0 before the first compaction."""
+    trimmed_revision: int = 0
+    """History through it was removed; it follows the oldest revision in steps."""
 
     @classmethod
     def load(cls, engine: Engine, space: Space) -> "Standing":
@@ -38,15 +42,21 @@ class Standing:
             applied=Index(number(layout.META_APPLIED)),
             revision=number(layout.META_REVISION),
             log_time_ms=number(layout.META_LOG_TIME_MS),
+            oldest_revision=number(layout.META_OLDEST_REVISION),
+            trimmed_revision=number(layout.META_TRIMMED_REVISION),
         )
 
-    def save(self, batch: Batch, space: Space) -> None:
-        for name, number in (
-            (layout.META_APPLIED, self.applied),
-            (layout.META_REVISION, self.revision),
-            (layout.META_LOG_TIME_MS, self.log_time_ms),
+    def save(self, batch: Batch, space: Space, before: "Standing") -> None:
+        """Write what has changed since it stood there."""
+        for name, number, old in (
+            (layout.META_APPLIED, self.applied, before.applied),
+            (layout.META_REVISION, self.revision, before.revision),
+            (layout.META_LOG_TIME_MS, self.log_time_ms, before.log_time_ms),
+            (layout.META_OLDEST_REVISION, self.oldest_revision, before.oldest_revision),
+            (layout.META_TRIMMED_REVISION, self.trimmed_revision, before.trimmed_revision),
         ):
-            batch.put(Family.META, layout.meta_key(space, name), _NUMBER.pack(number))
+            if number != old:
+                batch.put(Family.META, layout.meta_key(space, name), _NUMBER.pack(number))
 
 
 def load_staged(engine: Engine, group: GroupId) -> Index | None:

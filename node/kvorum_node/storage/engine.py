@@ -27,6 +27,12 @@ class Family(bytes, Enum):
     LOG = b"L"
     DATA = b"D"
     META = b"M"
+    CLIENT = b"C"
+    HISTORY = b"H"
+    INDEX = b"I"
+    KEYS = b"K"
+    LIMIT = b"R"
+    EXPIRY = b"X"
 
 
 class Batch:

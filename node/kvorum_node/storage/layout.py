@@ -12,23 +12,30 @@ big-endian, so that the order of the bytes is the order of the numbers.
                           'e' | index u64                entry: term u64, kind u8, data
                           'h'                            hard state: term, vote, commit
                           's'                            start: index u64, term u64
-    state   DATA     D    space | user key               kvorumpb.v1.Record, key left empty
+    state   CLIENT   C    space | client id u64 | index    results of the client's writes in the
+                                                         entry at the index: machine/clients.py
+            DATA     D    space | user key               kvorumpb.v1.Record, key left empty
+            HISTORY  H    space | revision | ordinal u32 event: kind u8, log time, user key
+            INDEX    I    space | 'n' | index | value    nothing: an index entry is its key
+                              | user key
+                          space | 'u' | index | value    unique entry: user key
+            KEYS     K    space | user key | revision    what the key held before the revision, as
+                                                         in DATA; empty if it was absent
             META     M    space | 'applied'              index of the last applied entry
                           space | 'log_time_ms'          log time
+                          space | 'oldest_revision'      oldest that can be read
                           space | 'revision'             revision of the store
+                          space | 'trimmed_revision'     history through it was removed
                           'space'                        the space that holds the state: u8
                           'staged'                       applied index of the state that lies
                                                          whole in the other space
-    reserved for a later version:
-            CLIENT   C    space | client id u64          results kept for exactly-once
-            HISTORY  H    space | revision | ordinal u32 event
-            INDEX    I    space | index | value | key    nothing: an index entry is its key
-            KEYS     K    space | user key | revision    where the key's event is in HISTORY
-            EXPIRY   X    space | log time ms | key      nothing: due when log time is there
+            LIMIT    R    space | user key               rate limit: expire time, state
+            EXPIRY   X    space | expire time | 'D' | key  nothing: a record that expires
+                          space | expire time | 'R' | key  nothing: a rate limit that expires
 
-    (Where a user key or an index value is followed by something, its zero bytes
-    are escaped, so that no key is the beginning of another. A revision and a time
-    are u64.)
+A revision, a time and an index are u64. Where a user key or the name or value of an
+index is followed by something, each zero byte of it is followed by 0xff, and its end
+is 0x00 0x01: so no one of them is the beginning of another, and their order is kept.
 
 A space (u8, 0 or 1) is a place for the whole state of a group. One of the two
 holds it; a snapshot arrives in the other one, and takes over by a change of
@@ -48,6 +55,7 @@ belongs, is refused with StorageError, never believed.
 
 import struct
 from dataclasses import dataclass
+from enum import Enum, IntEnum
 from typing import Final
 from zlib import crc32
 
@@ -72,10 +80,17 @@ STATE_FAMILIES: Final = tuple(sorted(family for family in Family if family is no
 
 META_APPLIED: Final = b"applied"
 META_LOG_TIME_MS: Final = b"log_time_ms"
+META_OLDEST_REVISION: Final = b"oldest_revision"
 META_REVISION: Final = b"revision"
+META_TRIMMED_REVISION: Final = b"trimmed_revision"
 
 _GROUP: Final = struct.Struct(">I")
 _STATE_PREFIX: Final = struct.Struct(">IB")
+_NUMBER: Final = struct.Struct(">Q")
+_EVENT_KEY: Final = struct.Struct(">QI")
+_EVENT: Final = struct.Struct(">BQ")
+_CLIENT_KEY: Final = struct.Struct(">QQ")
+_END: Final = b"\0\1"
 _INDEX: Final = struct.Struct(">Q")
 _ENTRY_KEY: Final = struct.Struct(">IcQ")
 _ENTRY: Final = struct.Struct(">QB")
@@ -131,6 +146,132 @@ def data_range(space: Space, start: bytes, end: bytes | None) -> tuple[bytes, by
     """The user keys from start (included) to end (excluded; None is beyond the last), in DATA."""
     prefix, space_end = space.range
     return prefix + start, space_end if end is None else prefix + end
+
+
+# What follows is relative to a space, as machine/tables.py has it.
+
+
+class EventKind(IntEnum):
+    """What an event did to its key."""
+
+    PUT = 1
+    DELETE = 2
+    EXPIRE = 3
+    PUT_AFTER_EXPIRE = 4
+    """A put over a record that had expired, which has an event of its own before this one."""
+
+
+class ExpiryKind(bytes, Enum):
+    """What expires."""
+
+    RECORD = b"D"
+    LIMIT = b"R"
+
+
+def terminated(part: bytes) -> bytes:
+    """A part of a key that something follows: none is the beginning of another."""
+    return part.replace(b"\0", b"\0\xff") + _END
+
+
+def history_key(revision: int, ordinal: int = 0) -> bytes:
+    """With ordinal 0, also where the events of the revision begin."""
+    return _EVENT_KEY.pack(revision, ordinal)
+
+
+def history_revision(history_key: bytes) -> int:
+    return int(_EVENT_KEY.unpack(history_key)[0])
+
+
+def encode_event(kind: EventKind, log_time_ms: int, key: bytes) -> bytes:
+    return _EVENT.pack(kind, log_time_ms) + key
+
+
+def decode_event(value: bytes) -> tuple[EventKind, int, bytes]:
+    """Kind, log time and user key."""
+    try:
+        kind, log_time_ms = _EVENT.unpack_from(value)
+        return EventKind(kind), log_time_ms, value[_EVENT.size :]
+    except (struct.error, ValueError) as error:
+        raise _damaged("an event of the history") from error
+
+
+def version_key(key: bytes, revision: int) -> bytes:
+    """In KEYS."""
+    return terminated(key) + _NUMBER.pack(revision)
+
+
+def split_version_key(stored: bytes) -> tuple[bytes, int]:
+    """User key and revision of a key in KEYS."""
+    key = stored[: -_NUMBER.size - len(_END)].replace(b"\0\xff", b"\0")
+    return key, int(_NUMBER.unpack(stored[-_NUMBER.size :])[0])
+
+
+def index_prefix(index: str) -> bytes:
+    """What all entries of the index begin with; terminated values and user keys follow."""
+    return b"n" + terminated(index.encode())
+
+
+def index_key(index: str, value: bytes, key: bytes) -> bytes:
+    return index_prefix(index) + terminated(value) + key
+
+
+def split_index_key(stored: bytes, index: str) -> tuple[bytes, bytes]:
+    """Value and user key of an entry of the index."""
+    rest = stored[len(index_prefix(index)) :]
+    end = rest.index(_END)  # a zero byte of the value is followed by 0xff
+    return rest[:end].replace(b"\0\xff", b"\0"), rest[end + len(_END) :]
+
+
+def unique_key(index: str, value: bytes) -> bytes:
+    return b"u" + terminated(index.encode()) + value
+
+
+def expiry_key(expire_time_ms: int, kind: ExpiryKind, key: bytes) -> bytes:
+    return _NUMBER.pack(expire_time_ms) + kind + key
+
+
+def expiry_bound(expire_time_ms: int) -> bytes:
+    """Where what expires at this time or later begins."""
+    return _NUMBER.pack(max(expire_time_ms, 0))
+
+
+def split_expiry_key(stored: bytes) -> tuple[int, ExpiryKind, bytes]:
+    """Expire time, what expires, and user key."""
+    try:
+        (expire_time_ms,) = _NUMBER.unpack_from(stored)
+        kind = ExpiryKind(stored[_NUMBER.size : _NUMBER.size + 1])
+    except (struct.error, ValueError) as error:
+        raise _damaged("a time of expiry") from error
+    return expire_time_ms, kind, stored[_NUMBER.size + 1 :]
+
+
+def encode_limit(expire_time_ms: int, state: bytes) -> bytes:
+    return _NUMBER.pack(expire_time_ms) + state
+
+
+def decode_limit(value: bytes) -> tuple[int, bytes]:
+    """Expire time and state of a rate limit."""
+    try:
+        return int(_NUMBER.unpack_from(value)[0]), value[_NUMBER.size :]
+    except struct.error as error:
+        raise _damaged("a rate limit") from error
+
+
+def client_key(client_id: int, index: Index) -> bytes:
+    """With index 0, also where the rows of the client begin."""
+    return _CLIENT_KEY.pack(client_id, index)
+
+
+def split_client_key(stored: bytes) -> tuple[int, Index]:
+    client_id, index = _CLIENT_KEY.unpack(stored)
+    return client_id, Index(index)
+
+
+def _damaged(what: str) -> StorageError:
+    return StorageError(f"{what} is damaged: the disk has altered it; replace this node")
+
+
+# META
 
 
 def meta_key(space: Space, name: bytes) -> bytes:

@@ -148,6 +148,12 @@ class GetStatusResponse(_message.Message):
     LOG_BYTES_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     MEMBERS_CHANGING_FIELD_NUMBER: _builtins.int
+    OLDEST_REVISION_FIELD_NUMBER: _builtins.int
+    LOG_TIME_MS_FIELD_NUMBER: _builtins.int
+    STORE_BYTES_FIELD_NUMBER: _builtins.int
+    QUOTA_BYTES_FIELD_NUMBER: _builtins.int
+    ALARMS_FIELD_NUMBER: _builtins.int
+    WATCHES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     cluster_id: _builtins.str
     version: _builtins.str
@@ -166,8 +172,21 @@ class GetStatusResponse(_message.Message):
     """Whether a change of members is under way, as far as the node knows: until it is
     complete, the leader refuses the next one.
     """
+    oldest_revision: _builtins.int
+    """The oldest revision that can still be read; 0 before the first compaction."""
+    log_time_ms: _builtins.int
+    """In milliseconds since the Unix epoch."""
+    store_bytes: _builtins.int
+    """Log and state, on the disk or in memory, and what they may grow to; 0 is no limit."""
+    quota_bytes: _builtins.int
+    watches: _builtins.int
+    """Watches that the node serves."""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]: ...
+    @_builtins.property
+    def alarms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alarm]:
+        """What is wrong now, as far as the node knows. Empty if nothing is."""
+
     def __init__(
         self,
         *,
@@ -185,14 +204,252 @@ class GetStatusResponse(_message.Message):
         log_bytes: _builtins.int = ...,
         members: _abc.Iterable[Global___Member] | None = ...,
         members_changing: _builtins.bool = ...,
+        oldest_revision: _builtins.int = ...,
+        log_time_ms: _builtins.int = ...,
+        store_bytes: _builtins.int = ...,
+        quota_bytes: _builtins.int = ...,
+        alarms: _abc.Iterable[Global___Alarm] | None = ...,
+        watches: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "first_index", b"first_index", "last_index", b"last_index", "leader", b"leader", "log_bytes", b"log_bytes", "members", b"members", "members_changing", b"members_changing", "name", b"name", "revision", b"revision", "role", b"role", "term", b"term", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "applied_index", b"applied_index", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "first_index", b"first_index", "last_index", b"last_index", "leader", b"leader", "log_bytes", b"log_bytes", "log_time_ms", b"log_time_ms", "members", b"members", "members_changing", b"members_changing", "name", b"name", "oldest_revision", b"oldest_revision", "quota_bytes", b"quota_bytes", "revision", b"revision", "role", b"role", "store_bytes", b"store_bytes", "term", b"term", "version", b"version", "watches", b"watches"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class Alarm(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Alarm._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Alarm._Kind.ValueType  # 0
+        QUOTA: Alarm._Kind.ValueType  # 1
+        """The store has reached its quota: writes are refused."""
+        LOW_SPACE: Alarm._Kind.ValueType  # 2
+        """The disk has too little free space left: writes are refused."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    KIND_UNSPECIFIED: Alarm.Kind.ValueType  # 0
+    QUOTA: Alarm.Kind.ValueType  # 1
+    """The store has reached its quota: writes are refused."""
+    LOW_SPACE: Alarm.Kind.ValueType  # 2
+    """The disk has too little free space left: writes are refused."""
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    kind: Global___Alarm.Kind.ValueType
+    node: _builtins.str
+    """Whose it is ("n1")."""
+    message: _builtins.str
+    def __init__(
+        self,
+        *,
+        kind: Global___Alarm.Kind.ValueType = ...,
+        node: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Alarm: _TypeAlias = Alarm  # noqa: Y015
+
+@_typing.final
+class VerifyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyRequest: _TypeAlias = VerifyRequest  # noqa: Y015
+
+@_typing.final
+class VerifyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MemberHash(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        class _Verdict:
+            ValueType = _typing.NewType("ValueType", _builtins.int)
+            V: _TypeAlias = ValueType  # noqa: Y015
+
+        class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[VerifyResponse.MemberHash._Verdict.ValueType], _builtins.type):
+            DESCRIPTOR: _descriptor.EnumDescriptor
+            VERDICT_UNSPECIFIED: VerifyResponse.MemberHash._Verdict.ValueType  # 0
+            SAME: VerifyResponse.MemberHash._Verdict.ValueType  # 1
+            CORRUPT: VerifyResponse.MemberHash._Verdict.ValueType  # 2
+            """It holds something else than the majority, and stops."""
+            UNKNOWN: VerifyResponse.MemberHash._Verdict.ValueType  # 3
+            """It did not say in time, or has not come so far."""
+
+        class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper): ...
+        VERDICT_UNSPECIFIED: VerifyResponse.MemberHash.Verdict.ValueType  # 0
+        SAME: VerifyResponse.MemberHash.Verdict.ValueType  # 1
+        CORRUPT: VerifyResponse.MemberHash.Verdict.ValueType  # 2
+        """It holds something else than the majority, and stops."""
+        UNKNOWN: VerifyResponse.MemberHash.Verdict.ValueType  # 3
+        """It did not say in time, or has not come so far."""
+
+        NAME_FIELD_NUMBER: _builtins.int
+        VERDICT_FIELD_NUMBER: _builtins.int
+        name: _builtins.str
+        verdict: Global___VerifyResponse.MemberHash.Verdict.ValueType
+        def __init__(
+            self,
+            *,
+            name: _builtins.str = ...,
+            verdict: Global___VerifyResponse.MemberHash.Verdict.ValueType = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "verdict", b"verdict"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    RECORD_COUNT_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Where the states were compared."""
+    revision: _builtins.int
+    hash: _builtins.bytes
+    """What the majority holds."""
+    record_count: _builtins.int
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___VerifyResponse.MemberHash]: ...
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        hash: _builtins.bytes = ...,
+        record_count: _builtins.int = ...,
+        members: _abc.Iterable[Global___VerifyResponse.MemberHash] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hash", b"hash", "index", b"index", "members", b"members", "record_count", b"record_count", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyResponse: _TypeAlias = VerifyResponse  # noqa: Y015
+
+@_typing.final
+class GetVerificationRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    index: _builtins.int
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "namespace", b"namespace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetVerificationRequest: _TypeAlias = GetVerificationRequest  # noqa: Y015
+
+@_typing.final
+class GetVerificationResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DONE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    RECORD_COUNT_FIELD_NUMBER: _builtins.int
+    done: _builtins.bool
+    """False if the node has not come so far, or is still hashing."""
+    revision: _builtins.int
+    hash: _builtins.bytes
+    record_count: _builtins.int
+    def __init__(
+        self,
+        *,
+        done: _builtins.bool = ...,
+        revision: _builtins.int = ...,
+        hash: _builtins.bytes = ...,
+        record_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "hash", b"hash", "record_count", b"record_count", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetVerificationResponse: _TypeAlias = GetVerificationResponse  # noqa: Y015
+
+@_typing.final
+class CompactRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    revision: _builtins.int
+    """Stays the oldest revision that can be read."""
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompactRequest: _TypeAlias = CompactRequest  # noqa: Y015
+
+@_typing.final
+class CompactResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OLDEST_REVISION_FIELD_NUMBER: _builtins.int
+    oldest_revision: _builtins.int
+    def __init__(
+        self,
+        *,
+        oldest_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["oldest_revision", b"oldest_revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompactResponse: _TypeAlias = CompactResponse  # noqa: Y015
 
 @_typing.final
 class GetContentHashRequest(_message.Message):

@@ -41,8 +41,9 @@ class CommandBatch(_message.Message):
     LOG_TIME_MS_FIELD_NUMBER: _builtins.int
     COMMANDS_FIELD_NUMBER: _builtins.int
     format: _builtins.int
-    """Version of the instruction set, now 1. A node that meets a higher one stops
-    and says so: it never skips an entry that others have applied.
+    """Version of the instruction set, now 2. A node that meets a higher one stops
+    and says so: it never skips an entry that others have applied. What format 1
+    could say means the same in format 2.
     """
     log_time_ms: _builtins.int
     """Log time: milliseconds since the Unix epoch, stamped by the leader. The
@@ -72,23 +73,184 @@ class Command(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
     TRANSACTION_FIELD_NUMBER: _builtins.int
+    REGISTER_CLIENT_FIELD_NUMBER: _builtins.int
+    SWEEP_FIELD_NUMBER: _builtins.int
+    COMPACTION_FIELD_NUMBER: _builtins.int
+    VERIFICATION_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    client_id: _builtins.int
+    """Who makes the write, so that it is applied once: see RegisterClient. A write
+    without a client (0) is applied as often as it is in the log.
+    """
+    sequence: _builtins.int
+    """Of this write among those of the client, from 1; never used again for another."""
+    acknowledged: _builtins.int
+    """The client has the results of all its writes through this sequence, and will
+    not ask for them again.
+    """
     @_builtins.property
     def transaction(self) -> Global___Transaction: ...
+    @_builtins.property
+    def register_client(self) -> Global___RegisterClient: ...
+    @_builtins.property
+    def sweep(self) -> Global___Sweep: ...
+    @_builtins.property
+    def compaction(self) -> Global___Compaction: ...
+    @_builtins.property
+    def verification(self) -> Global___Verification: ...
+    @_builtins.property
+    def verdict(self) -> Global___Verdict: ...
     def __init__(
         self,
         *,
+        client_id: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        acknowledged: _builtins.int = ...,
         transaction: Global___Transaction | None = ...,
+        register_client: Global___RegisterClient | None = ...,
+        sweep: Global___Sweep | None = ...,
+        compaction: Global___Compaction | None = ...,
+        verification: Global___Verification | None = ...,
+        verdict: Global___Verdict | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "transaction", b"transaction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "compaction", b"compaction", "register_client", b"register_client", "sweep", b"sweep", "transaction", b"transaction", "verdict", b"verdict", "verification", b"verification"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "transaction", b"transaction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "client_id", b"client_id", "command", b"command", "compaction", b"compaction", "register_client", b"register_client", "sequence", b"sequence", "sweep", b"sweep", "transaction", b"transaction", "verdict", b"verdict", "verification", b"verification"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["transaction"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["transaction", "register_client", "sweep", "compaction", "verification", "verdict"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
 Global___Command: _TypeAlias = Command  # noqa: Y015
+
+@_typing.final
+class RegisterClient(_message.Message):
+    """Begins the window of a client: from here on its writes carry `client_id` and a
+    sequence, their results are remembered until they are acknowledged, and a write
+    that comes again gets the first result. To register a client that is known
+    changes nothing. When there are too many, the one that has been idle longest is
+    forgotten, and its writes are refused (CLIENT_FORGOTTEN).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterClient: _TypeAlias = RegisterClient  # noqa: Y015
+
+@_typing.final
+class Sweep(_message.Message):
+    """Removes records that have expired by the log time of the entry, the longest
+    expired first, at most `limit` of them: at one revision, with an event each. The
+    leader proposes it; whether a record has expired is decided where it is applied.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sweep: _TypeAlias = Sweep  # noqa: Y015
+
+@_typing.final
+class Compaction(_message.Message):
+    """Forgets history before a revision, which stays the oldest that can be read.
+    That is decided at once; what is kept for older ones is then removed by this and
+    later commands, at most `limit` events each.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """0 decides nothing new, and goes on with the removal."""
+    limit: _builtins.int
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Compaction: _TypeAlias = Compaction  # noqa: Y015
+
+@_typing.final
+class Verification(_message.Message):
+    """Asks every node to hash its state as it is here."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Verification: _TypeAlias = Verification  # noqa: Y015
+
+@_typing.final
+class Verdict(_message.Message):
+    """Says which nodes hold something else than the majority at a Verification. Each of
+    them stops when it applies this.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    CORRUPT_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """The index of the entry with the Verification."""
+    hash: _builtins.bytes
+    """The hash of the majority."""
+    @_builtins.property
+    def corrupt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Ids of members: 1 for "n1"."""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        hash: _builtins.bytes = ...,
+        corrupt: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrupt", b"corrupt", "hash", b"hash", "index", b"index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Verdict: _TypeAlias = Verdict  # noqa: Y015
 
 @_typing.final
 class Transaction(_message.Message):
@@ -126,33 +288,89 @@ class Transaction(_message.Message):
 Global___Transaction: _TypeAlias = Transaction  # noqa: Y015
 
 @_typing.final
+class KeyRange(_message.Message):
+    """Keys from start (included) to end (excluded). An empty start is the first
+    key, an empty end is beyond the last.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    start: _builtins.bytes
+    end: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        start: _builtins.bytes = ...,
+        end: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyRange: _TypeAlias = KeyRange  # noqa: Y015
+
+@_typing.final
 class Check(_message.Message):
-    """A condition on one key, evaluated before any operation."""
+    """A condition on one key or on a range, evaluated before any operation. A record
+    that has expired is absent.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     EXISTS_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    UNCHANGED_SINCE_FIELD_NUMBER: _builtins.int
+    RANGE_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
+    """Empty if there is a range."""
     revision: _builtins.int
     """Holds if the record was last written at exactly this revision.
     0 holds if the key is absent.
     """
     exists: _builtins.bool
-    """Holds if the key exists (true) or is absent (false)."""
+    """Holds if the key exists (true) or is absent (false). Of a range: if it has a
+    record, or none.
+    """
+    version: _builtins.int
+    """Holds if the record was written so often since it was created.
+    0 holds if the key is absent.
+    """
+    value: _builtins.bytes
+    """Holds if the record has exactly this value."""
+    unchanged_since: _builtins.int
+    """Holds if nothing was written, deleted or expired here after this revision. It
+    does not hold if that cannot be told any more: the revision was compacted, or
+    more than 10,000 events have followed it.
+    """
+    @_builtins.property
+    def range(self) -> Global___KeyRange:
+        """The condition holds for every record in the range. Revision, version and value
+        hold for a range without records; 10,000 records are looked at, at most.
+        """
+
     def __init__(
         self,
         *,
         key: _builtins.bytes = ...,
         revision: _builtins.int = ...,
         exists: _builtins.bool = ...,
+        version: _builtins.int = ...,
+        value: _builtins.bytes = ...,
+        unchanged_since: _builtins.int = ...,
+        range: Global___KeyRange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "exists", b"exists", "revision", b"revision"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "exists", b"exists", "range", b"range", "revision", b"revision", "unchanged_since", b"unchanged_since", "value", b"value", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "exists", b"exists", "key", b"key", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "exists", b"exists", "key", b"key", "range", b"range", "revision", b"revision", "unchanged_since", b"unchanged_since", "value", b"value", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_condition: _TypeAlias = _typing.Literal["revision", "exists"]  # noqa: Y015
+    _WhichOneofReturnType_condition: _TypeAlias = _typing.Literal["revision", "exists", "version", "value", "unchanged_since"]  # noqa: Y015
     _WhichOneofArgType_condition: _TypeAlias = _typing.Literal["condition", b"condition"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_condition) -> _WhichOneofReturnType_condition | None: ...
 
@@ -166,6 +384,10 @@ class Operation(_message.Message):
     PUT_FIELD_NUMBER: _builtins.int
     DELETE_FIELD_NUMBER: _builtins.int
     ADD_FIELD_NUMBER: _builtins.int
+    LIST_FIELD_NUMBER: _builtins.int
+    DELETE_RANGE_FIELD_NUMBER: _builtins.int
+    TOUCH_FIELD_NUMBER: _builtins.int
+    RATE_LIMIT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def get(self) -> Global___GetOperation: ...
     @_builtins.property
@@ -174,6 +396,14 @@ class Operation(_message.Message):
     def delete(self) -> Global___DeleteOperation: ...
     @_builtins.property
     def add(self) -> Global___AddOperation: ...
+    @_builtins.property
+    def list(self) -> Global___ListOperation: ...
+    @_builtins.property
+    def delete_range(self) -> Global___DeleteRangeOperation: ...
+    @_builtins.property
+    def touch(self) -> Global___TouchOperation: ...
+    @_builtins.property
+    def rate_limit(self) -> Global___RateLimitOperation: ...
     def __init__(
         self,
         *,
@@ -181,12 +411,16 @@ class Operation(_message.Message):
         put: Global___PutOperation | None = ...,
         delete: Global___DeleteOperation | None = ...,
         add: Global___AddOperation | None = ...,
+        list: Global___ListOperation | None = ...,
+        delete_range: Global___DeleteRangeOperation | None = ...,
+        touch: Global___TouchOperation | None = ...,
+        rate_limit: Global___RateLimitOperation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "delete", b"delete", "get", b"get", "operation", b"operation", "put", b"put"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "delete", b"delete", "delete_range", b"delete_range", "get", b"get", "list", b"list", "operation", b"operation", "put", b"put", "rate_limit", b"rate_limit", "touch", b"touch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "delete", b"delete", "get", b"get", "operation", b"operation", "put", b"put"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "delete", b"delete", "delete_range", b"delete_range", "get", b"get", "list", b"list", "operation", b"operation", "put", b"put", "rate_limit", b"rate_limit", "touch", b"touch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["get", "put", "delete", "add"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["get", "put", "delete", "add", "list", "delete_range", "touch", "rate_limit"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
 
@@ -215,27 +449,80 @@ Global___GetOperation: _TypeAlias = GetOperation  # noqa: Y015
 
 @_typing.final
 class PutOperation(_message.Message):
-    """Creates or replaces a record."""
+    """Creates or replaces a record: value, time to live, metadata and index entries."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    INDEX_ENTRIES_FIELD_NUMBER: _builtins.int
+    RETURN_PREVIOUS_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     value: _builtins.bytes
+    ttl_ms: _builtins.int
+    """How long the record lives, from the log time of this write; 0 is for ever."""
+    metadata: _builtins.bytes
+    """Anything that is to be read beside the value, at most 4 KiB."""
+    return_previous: _builtins.bool
+    """Have the record that is replaced in the result."""
+    @_builtins.property
+    def index_entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___IndexEntry]:
+        """Under what the record is found beside its key."""
+
     def __init__(
         self,
         *,
         key: _builtins.bytes = ...,
         value: _builtins.bytes = ...,
+        ttl_ms: _builtins.int = ...,
+        metadata: _builtins.bytes = ...,
+        index_entries: _abc.Iterable[Global___IndexEntry] | None = ...,
+        return_previous: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_entries", b"index_entries", "key", b"key", "metadata", b"metadata", "return_previous", b"return_previous", "ttl_ms", b"ttl_ms", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PutOperation: _TypeAlias = PutOperation  # noqa: Y015
+
+@_typing.final
+class IndexEntry(_message.Message):
+    """One place of a record in a secondary index. The record carries its entries, and
+    whatever removes or replaces the record removes them in the same transaction.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    UNIQUE_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    """Name of the index, of the caller's choice. An index begins with its first entry."""
+    value: _builtins.bytes
+    unique: _builtins.bool
+    """No two records have the same value in the index: who comes second fails with
+    UNIQUE_VIOLATION. That is looked at when all operations of a transaction have
+    run, so two records may exchange their values in one. Entries of one index should
+    agree on this.
+    """
+    def __init__(
+        self,
+        *,
+        index: _builtins.str = ...,
+        value: _builtins.bytes = ...,
+        unique: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "unique", b"unique", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IndexEntry: _TypeAlias = IndexEntry  # noqa: Y015
 
 @_typing.final
 class DeleteOperation(_message.Message):
@@ -244,15 +531,19 @@ class DeleteOperation(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
+    RETURN_PREVIOUS_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
+    return_previous: _builtins.bool
+    """Have the record that is removed in the result."""
     def __init__(
         self,
         *,
         key: _builtins.bytes = ...,
+        return_previous: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "return_previous", b"return_previous"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -262,28 +553,230 @@ Global___DeleteOperation: _TypeAlias = DeleteOperation  # noqa: Y015
 class AddOperation(_message.Message):
     """Adds to an integer. The value is the decimal text of an int64 ("-7"), so that
     a counter reads as a number through JSON and as text; an absent key counts
-    as 0. Fails with NOT_AN_INTEGER or INTEGER_OVERFLOW.
+    as 0. Fails with NOT_AN_INTEGER or INTEGER_OVERFLOW. Metadata, index entries and
+    expiry of a record stay.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     KEY_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
+    MIN_FIELD_NUMBER: _builtins.int
+    MAX_FIELD_NUMBER: _builtins.int
+    SATURATE_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     amount: _builtins.int
+    min: _builtins.int
+    """Bounds of the sum. An addition that would leave them fails with OUT_OF_BOUNDS, or
+    if it saturates, adds as much as they allow. A value that is beyond a bound already
+    may move towards it.
+    """
+    max: _builtins.int
+    saturate: _builtins.bool
+    """Bounds, those of int64 included, are where the sum stops, and no error."""
+    ttl_ms: _builtins.int
+    """How long the record lives if this creates it; 0 is for ever."""
     def __init__(
         self,
         *,
         key: _builtins.bytes = ...,
         amount: _builtins.int = ...,
+        min: _builtins.int | None = ...,
+        max: _builtins.int | None = ...,
+        saturate: _builtins.bool = ...,
+        ttl_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "_min", b"_min", "max", b"max", "min", b"min"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "key", b"key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "_min", b"_min", "amount", b"amount", "key", b"key", "max", b"max", "min", b"min", "saturate", b"saturate", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max: _TypeAlias = _typing.Literal["max"]  # noqa: Y015
+    _WhichOneofArgType__max: _TypeAlias = _typing.Literal["_max", b"_max"]  # noqa: Y015
+    _WhichOneofReturnType__min: _TypeAlias = _typing.Literal["min"]  # noqa: Y015
+    _WhichOneofArgType__min: _TypeAlias = _typing.Literal["_min", b"_min"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max) -> _WhichOneofReturnType__max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min) -> _WhichOneofReturnType__min | None: ...
+
+Global___AddOperation: _TypeAlias = AddOperation  # noqa: Y015
+
+@_typing.final
+class ListOperation(_message.Message):
+    """Reads records in key order, as they are at this point of the transaction."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANGE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    REVERSE_FIELD_NUMBER: _builtins.int
+    KEYS_ONLY_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """At most so many records; 0 is 1,000."""
+    reverse: _builtins.bool
+    keys_only: _builtins.bool
+    @_builtins.property
+    def range(self) -> Global___KeyRange: ...
+    def __init__(
+        self,
+        *,
+        range: Global___KeyRange | None = ...,
+        limit: _builtins.int = ...,
+        reverse: _builtins.bool = ...,
+        keys_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["range", b"range"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys_only", b"keys_only", "limit", b"limit", "range", b"range", "reverse", b"reverse"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___AddOperation: _TypeAlias = AddOperation  # noqa: Y015
+Global___ListOperation: _TypeAlias = ListOperation  # noqa: Y015
+
+@_typing.final
+class DeleteRangeOperation(_message.Message):
+    """Removes the records of a range, in key order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RANGE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """At most so many of them, up to 10,000. With 0, all, and RANGE_TOO_LARGE if they are
+    more than 10,000.
+    """
+    @_builtins.property
+    def range(self) -> Global___KeyRange: ...
+    def __init__(
+        self,
+        *,
+        range: Global___KeyRange | None = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["range", b"range"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "range", b"range"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteRangeOperation: _TypeAlias = DeleteRangeOperation  # noqa: Y015
+
+@_typing.final
+class TouchOperation(_message.Message):
+    """Changes how long a record lives, and nothing else: revision and version stay, and
+    there is no event.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    ttl_ms: _builtins.int
+    """From the log time of this write; 0 is for ever."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        ttl_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TouchOperation: _TypeAlias = TouchOperation  # noqa: Y015
+
+@_typing.final
+class RateLimitOperation(_message.Message):
+    """Takes from all limits, or from none of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMITS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___RateLimit]: ...
+    def __init__(
+        self,
+        *,
+        limits: _abc.Iterable[Global___RateLimit] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RateLimitOperation: _TypeAlias = RateLimitOperation  # noqa: Y015
+
+@_typing.final
+class RateLimit(_message.Message):
+    """A limit on how often something may happen, counted under a key of its own: no record,
+    but a state that is kept beside the records, and disappears by itself.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Algorithm:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _AlgorithmEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RateLimit._Algorithm.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ALGORITHM_UNSPECIFIED: RateLimit._Algorithm.ValueType  # 0
+        SLIDING_LOG: RateLimit._Algorithm.ValueType  # 1
+        """Exact: no window of `window_ms`, wherever it begins, has more than `limit`."""
+        SLIDING_COUNTER: RateLimit._Algorithm.ValueType  # 2
+        """Two counters: what the last fixed window had counts by its share of the sliding one."""
+        GCRA: RateLimit._Algorithm.ValueType  # 3
+        """Generic cell rate algorithm (ITU-T I.371): evenly spaced, `burst` of them at once."""
+
+    class Algorithm(_Algorithm, metaclass=_AlgorithmEnumTypeWrapper): ...
+    ALGORITHM_UNSPECIFIED: RateLimit.Algorithm.ValueType  # 0
+    SLIDING_LOG: RateLimit.Algorithm.ValueType  # 1
+    """Exact: no window of `window_ms`, wherever it begins, has more than `limit`."""
+    SLIDING_COUNTER: RateLimit.Algorithm.ValueType  # 2
+    """Two counters: what the last fixed window had counts by its share of the sliding one."""
+    GCRA: RateLimit.Algorithm.ValueType  # 3
+    """Generic cell rate algorithm (ITU-T I.371): evenly spaced, `burst` of them at once."""
+
+    KEY_FIELD_NUMBER: _builtins.int
+    ALGORITHM_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    WINDOW_MS_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    BURST_FIELD_NUMBER: _builtins.int
+    RESET_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    algorithm: Global___RateLimit.Algorithm.ValueType
+    limit: _builtins.int
+    window_ms: _builtins.int
+    cost: _builtins.int
+    """How much this takes; 0 is none of it, and reads how the limit stands."""
+    burst: _builtins.int
+    """GCRA: how many may come at once, at most `limit`; 0 is `limit`."""
+    reset: _builtins.bool
+    """Forget what was counted before this."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        algorithm: Global___RateLimit.Algorithm.ValueType = ...,
+        limit: _builtins.int = ...,
+        window_ms: _builtins.int = ...,
+        cost: _builtins.int = ...,
+        burst: _builtins.int = ...,
+        reset: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "burst", b"burst", "cost", b"cost", "key", b"key", "limit", b"limit", "reset", b"reset", "window_ms", b"window_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RateLimit: _TypeAlias = RateLimit  # noqa: Y015
 
 @_typing.final
 class TransactionResult(_message.Message):
@@ -296,6 +789,7 @@ class TransactionResult(_message.Message):
     FAILED_CHECK_FIELD_NUMBER: _builtins.int
     RESULTS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    LOG_TIME_MS_FIELD_NUMBER: _builtins.int
     succeeded: _builtins.bool
     """True if every check held and `operations` ran."""
     revision: _builtins.int
@@ -304,6 +798,8 @@ class TransactionResult(_message.Message):
     """
     failed_check: _builtins.int
     """The first check that did not hold, counted from 0. Only if not succeeded."""
+    log_time_ms: _builtins.int
+    """The log time at which it was evaluated, in milliseconds since the Unix epoch."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___OperationResult]:
         """One result per operation of the branch that ran, in order."""
@@ -320,10 +816,11 @@ class TransactionResult(_message.Message):
         failed_check: _builtins.int | None = ...,
         results: _abc.Iterable[Global___OperationResult] | None = ...,
         error: Global___OperationError | None = ...,
+        log_time_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_failed_check", b"_failed_check", "error", b"error", "failed_check", b"failed_check"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_failed_check", b"_failed_check", "error", b"error", "failed_check", b"failed_check", "results", b"results", "revision", b"revision", "succeeded", b"succeeded"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_failed_check", b"_failed_check", "error", b"error", "failed_check", b"failed_check", "log_time_ms", b"log_time_ms", "results", b"results", "revision", b"revision", "succeeded", b"succeeded"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__failed_check: _TypeAlias = _typing.Literal["failed_check"]  # noqa: Y015
     _WhichOneofArgType__failed_check: _TypeAlias = _typing.Literal["_failed_check", b"_failed_check"]  # noqa: Y015
@@ -339,6 +836,10 @@ class OperationResult(_message.Message):
     PUT_FIELD_NUMBER: _builtins.int
     DELETE_FIELD_NUMBER: _builtins.int
     ADD_FIELD_NUMBER: _builtins.int
+    LIST_FIELD_NUMBER: _builtins.int
+    DELETE_RANGE_FIELD_NUMBER: _builtins.int
+    TOUCH_FIELD_NUMBER: _builtins.int
+    RATE_LIMIT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def get(self) -> Global___GetResult: ...
     @_builtins.property
@@ -347,6 +848,14 @@ class OperationResult(_message.Message):
     def delete(self) -> Global___DeleteResult: ...
     @_builtins.property
     def add(self) -> Global___AddResult: ...
+    @_builtins.property
+    def list(self) -> Global___ListResult: ...
+    @_builtins.property
+    def delete_range(self) -> Global___DeleteRangeResult: ...
+    @_builtins.property
+    def touch(self) -> Global___TouchResult: ...
+    @_builtins.property
+    def rate_limit(self) -> Global___RateLimitResult: ...
     def __init__(
         self,
         *,
@@ -354,12 +863,16 @@ class OperationResult(_message.Message):
         put: Global___PutResult | None = ...,
         delete: Global___DeleteResult | None = ...,
         add: Global___AddResult | None = ...,
+        list: Global___ListResult | None = ...,
+        delete_range: Global___DeleteRangeResult | None = ...,
+        touch: Global___TouchResult | None = ...,
+        rate_limit: Global___RateLimitResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "delete", b"delete", "get", b"get", "put", b"put", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "delete", b"delete", "delete_range", b"delete_range", "get", b"get", "list", b"list", "put", b"put", "rate_limit", b"rate_limit", "result", b"result", "touch", b"touch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "delete", b"delete", "get", b"get", "put", b"put", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add", b"add", "delete", b"delete", "delete_range", b"delete_range", "get", b"get", "list", b"list", "put", b"put", "rate_limit", b"rate_limit", "result", b"result", "touch", b"touch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["get", "put", "delete", "add"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["get", "put", "delete", "add", "list", "delete_range", "touch", "rate_limit"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -391,12 +904,19 @@ Global___GetResult: _TypeAlias = GetResult  # noqa: Y015
 class PutResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    PREVIOUS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def previous(self) -> Global___Record:
+        """If it was asked for, and there was one."""
+
     def __init__(
         self,
+        *,
+        previous: Global___Record | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["previous", b"previous"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["previous", b"previous"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -407,15 +927,21 @@ class DeleteResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DELETED_FIELD_NUMBER: _builtins.int
+    PREVIOUS_FIELD_NUMBER: _builtins.int
     deleted: _builtins.bool
+    @_builtins.property
+    def previous(self) -> Global___Record:
+        """If it was asked for, and there was one."""
+
     def __init__(
         self,
         *,
         deleted: _builtins.bool = ...,
+        previous: Global___Record | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["previous", b"previous"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "previous", b"previous"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -426,24 +952,153 @@ class AddResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VALUE_FIELD_NUMBER: _builtins.int
+    APPLIED_FIELD_NUMBER: _builtins.int
     value: _builtins.int
     """The value after the addition."""
+    applied: _builtins.int
+    """What was added: less than was asked for if the sum was saturated."""
     def __init__(
         self,
         *,
         value: _builtins.int = ...,
+        applied: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AddResult: _TypeAlias = AddResult  # noqa: Y015
 
 @_typing.final
+class ListResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    more: _builtins.bool
+    """There are more records in the range."""
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___Record]: ...
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___Record] | None = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListResult: _TypeAlias = ListResult  # noqa: Y015
+
+@_typing.final
+class DeleteRangeResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELETED_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    deleted: _builtins.int
+    more: _builtins.bool
+    """There are more records in the range."""
+    def __init__(
+        self,
+        *,
+        deleted: _builtins.int = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "more", b"more"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteRangeResult: _TypeAlias = DeleteRangeResult  # noqa: Y015
+
+@_typing.final
+class TouchResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOUCHED_FIELD_NUMBER: _builtins.int
+    touched: _builtins.bool
+    """False if the key is absent."""
+    def __init__(
+        self,
+        *,
+        touched: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["touched", b"touched"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TouchResult: _TypeAlias = TouchResult  # noqa: Y015
+
+@_typing.final
+class RateLimitResult(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    allowed: _builtins.bool
+    """Every limit had room, and all were taken from."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedCompositeFieldContainer[Global___RateLimitState]:
+        """One per limit, in order."""
+
+    def __init__(
+        self,
+        *,
+        allowed: _builtins.bool = ...,
+        states: _abc.Iterable[Global___RateLimitState] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "states", b"states"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RateLimitResult: _TypeAlias = RateLimitResult  # noqa: Y015
+
+@_typing.final
+class RateLimitState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOWED_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
+    RESET_AFTER_MS_FIELD_NUMBER: _builtins.int
+    allowed: _builtins.bool
+    """This limit had room."""
+    remaining: _builtins.int
+    """How much could be taken now, after this."""
+    retry_after_ms: _builtins.int
+    """How long until this limit has room for the same cost again; 0 if it had."""
+    reset_after_ms: _builtins.int
+    """How long until the limit is whole again, if nothing is taken meanwhile."""
+    def __init__(
+        self,
+        *,
+        allowed: _builtins.bool = ...,
+        remaining: _builtins.int = ...,
+        retry_after_ms: _builtins.int = ...,
+        reset_after_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed", b"allowed", "remaining", b"remaining", "reset_after_ms", b"reset_after_ms", "retry_after_ms", b"retry_after_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RateLimitState: _TypeAlias = RateLimitState  # noqa: Y015
+
+@_typing.final
 class OperationError(_message.Message):
-    """Why an operation failed. The same on every node: it follows from the log alone."""
+    """Why a write was not carried out. The same on every node: it follows from the log alone."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -459,7 +1114,17 @@ class OperationError(_message.Message):
         INTEGER_OVERFLOW: OperationError._Reason.ValueType  # 2
         """An add would leave the range of int64."""
         RESULT_TOO_LARGE: OperationError._Reason.ValueType  # 3
-        """The gets of the transaction together found more than 32 MiB."""
+        """What the transaction reads is more than 32 MiB."""
+        OUT_OF_BOUNDS: OperationError._Reason.ValueType  # 4
+        """An add would leave its bounds."""
+        UNIQUE_VIOLATION: OperationError._Reason.ValueType  # 5
+        """Another record has the value in a unique index."""
+        RANGE_TOO_LARGE: OperationError._Reason.ValueType  # 6
+        """A check or an operation met more than 10,000 records in its range."""
+        CLIENT_FORGOTTEN: OperationError._Reason.ValueType  # 7
+        """The client is not known, or not any more: register, and decide about writes in doubt."""
+        RESULT_FORGOTTEN: OperationError._Reason.ValueType  # 8
+        """The write was applied before, and its result is not kept any more."""
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
     REASON_UNSPECIFIED: OperationError.Reason.ValueType  # 0
@@ -468,25 +1133,48 @@ class OperationError(_message.Message):
     INTEGER_OVERFLOW: OperationError.Reason.ValueType  # 2
     """An add would leave the range of int64."""
     RESULT_TOO_LARGE: OperationError.Reason.ValueType  # 3
-    """The gets of the transaction together found more than 32 MiB."""
+    """What the transaction reads is more than 32 MiB."""
+    OUT_OF_BOUNDS: OperationError.Reason.ValueType  # 4
+    """An add would leave its bounds."""
+    UNIQUE_VIOLATION: OperationError.Reason.ValueType  # 5
+    """Another record has the value in a unique index."""
+    RANGE_TOO_LARGE: OperationError.Reason.ValueType  # 6
+    """A check or an operation met more than 10,000 records in its range."""
+    CLIENT_FORGOTTEN: OperationError.Reason.ValueType  # 7
+    """The client is not known, or not any more: register, and decide about writes in doubt."""
+    RESULT_FORGOTTEN: OperationError.Reason.ValueType  # 8
+    """The write was applied before, and its result is not kept any more."""
 
     REASON_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    ENTRY_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
     reason: Global___OperationError.Reason.ValueType
     operation: _builtins.int
     """The failed operation, counted from 0 in the branch that ran."""
     message: _builtins.str
+    owner: _builtins.bytes
+    value: _builtins.int
+    """OUT_OF_BOUNDS: the value that stays."""
+    @_builtins.property
+    def entry(self) -> Global___IndexEntry:
+        """UNIQUE_VIOLATION: the entry that is taken, and the key of the record that has it."""
+
     def __init__(
         self,
         *,
         reason: Global___OperationError.Reason.ValueType = ...,
         operation: _builtins.int = ...,
         message: _builtins.str = ...,
+        entry: Global___IndexEntry | None = ...,
+        owner: _builtins.bytes = ...,
+        value: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "operation", b"operation", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "message", b"message", "operation", b"operation", "owner", b"owner", "reason", b"reason", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -503,6 +1191,10 @@ class Record(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     CREATED_REVISION_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_MS_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_MS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    INDEX_ENTRIES_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     value: _builtins.bytes
     revision: _builtins.int
@@ -511,6 +1203,15 @@ class Record(_message.Message):
     """The revision at which the key was created, since it was last absent."""
     version: _builtins.int
     """The number of writes since the key was created; 1 after the first."""
+    expire_time_ms: _builtins.int
+    """The log time from which on the record is absent, in milliseconds since the Unix
+    epoch; 0 is never.
+    """
+    update_time_ms: _builtins.int
+    """The log time of the last write to the key."""
+    metadata: _builtins.bytes
+    @_builtins.property
+    def index_entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___IndexEntry]: ...
     def __init__(
         self,
         *,
@@ -519,10 +1220,14 @@ class Record(_message.Message):
         revision: _builtins.int = ...,
         created_revision: _builtins.int = ...,
         version: _builtins.int = ...,
+        expire_time_ms: _builtins.int = ...,
+        update_time_ms: _builtins.int = ...,
+        metadata: _builtins.bytes = ...,
+        index_entries: _abc.Iterable[Global___IndexEntry] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_revision", b"created_revision", "key", b"key", "revision", b"revision", "value", b"value", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_revision", b"created_revision", "expire_time_ms", b"expire_time_ms", "index_entries", b"index_entries", "key", b"key", "metadata", b"metadata", "revision", b"revision", "update_time_ms", b"update_time_ms", "value", b"value", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

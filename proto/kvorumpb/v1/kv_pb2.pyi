@@ -3,9 +3,13 @@
 isort:skip_file
 The key-value API.
 
-Keys are ordered by their bytes. All reads are linearizable: they see every
-write that was acknowledged before the read began, on whichever node they
-arrive. An acknowledged write is on the disks of a majority.
+Keys are ordered by their bytes. Reads are linearizable unless they ask for less:
+they see every write that was acknowledged before the read began, on whichever
+node they arrive. An acknowledged write is on the disks of a majority.
+
+A record with a time to live is absent once log time has reached its
+expire_time_ms. Log time is kept by the leaders, one after the other: it never
+runs backwards, and no other clock is asked.
 
 A request may go to any node. Unary calls are forwarded to the leader; a call
 on the Session stream of another node is answered with the reason NOT_LEADER
@@ -20,7 +24,16 @@ where waiting helps, a google.rpc.RetryInfo. The reasons:
   NAMESPACE_NOT_FOUND  code NOT_FOUND            metadata: namespace
   NOT_AN_INTEGER       code FAILED_PRECONDITION  metadata: operation
   INTEGER_OVERFLOW     code OUT_OF_RANGE         metadata: operation
+  OUT_OF_BOUNDS        code OUT_OF_RANGE         metadata: operation, value
+  UNIQUE_VIOLATION     code ALREADY_EXISTS       metadata: operation, index, value, owner
+  RANGE_TOO_LARGE      code FAILED_PRECONDITION  metadata: operation
   RESULT_TOO_LARGE     code FAILED_PRECONDITION  metadata: operation
+  COMPACTED            code OUT_OF_RANGE         metadata: revision, oldest_revision
+  FUTURE_REVISION      code OUT_OF_RANGE         metadata: revision, newest_revision
+  CLIENT_FORGOTTEN     code FAILED_PRECONDITION  not applied now; in doubt if sent before
+  RESULT_FORGOTTEN     code FAILED_PRECONDITION  applied before; its result is gone
+  QUOTA_EXCEEDED       code RESOURCE_EXHAUSTED   not applied; metadata: node, limit
+  TOO_STALE            code UNAVAILABLE          a stale read; retry on another node
   NOT_LEADER           code UNAVAILABLE          not applied; metadata: leader, address
   NO_LEADER            code UNAVAILABLE          not applied; retry
   SHUTTING_DOWN        code UNAVAILABLE          not applied; retry on another node
@@ -33,6 +46,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 from kvorumpb.v1 import command_pb2 as _command_pb2
 import builtins as _builtins
@@ -46,24 +60,140 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Consistency:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ConsistencyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Consistency.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CONSISTENCY_UNSPECIFIED: _Consistency.ValueType  # 0
+    """LINEARIZABLE"""
+    LINEARIZABLE: _Consistency.ValueType  # 1
+    """Nothing that was acknowledged before the read began."""
+    LEASE: _Consistency.ValueType  # 2
+    """The same, as long as no clock runs a tenth faster than another: the leader answers
+    without asking the others, within an election time-out after they have confirmed it.
+    """
+    STALE: _Consistency.ValueType  # 3
+    """Whatever has not reached the node that is asked. It answers by itself, leader or not."""
+
+class Consistency(_Consistency, metaclass=_ConsistencyEnumTypeWrapper):
+    """What a read may leave out."""
+
+CONSISTENCY_UNSPECIFIED: Consistency.ValueType  # 0
+"""LINEARIZABLE"""
+LINEARIZABLE: Consistency.ValueType  # 1
+"""Nothing that was acknowledged before the read began."""
+LEASE: Consistency.ValueType  # 2
+"""The same, as long as no clock runs a tenth faster than another: the leader answers
+without asking the others, within an election time-out after they have confirmed it.
+"""
+STALE: Consistency.ValueType  # 3
+"""Whatever has not reached the node that is asked. It answers by itself, leader or not."""
+Global___Consistency: _TypeAlias = Consistency  # noqa: Y015
+
+@_typing.final
+class Origin(_message.Message):
+    """Who makes a write, so that it is applied once however often it is sent.
+
+    A client draws an id, registers it, numbers its writes from 1, and repeats a write
+    with its number when no answer came: it gets the answer of the first time.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
+    client_id: _builtins.int
+    """Drawn at random by the client, not 0."""
+    sequence: _builtins.int
+    """Of this write. At most 65,536 above `acknowledged`."""
+    acknowledged: _builtins.int
+    """All writes through this one are answered, and their results need not be kept."""
+    def __init__(
+        self,
+        *,
+        client_id: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        acknowledged: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledged", b"acknowledged", "client_id", b"client_id", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Origin: _TypeAlias = Origin  # noqa: Y015
+
+@_typing.final
+class RegisterClientRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    client_id: _builtins.int
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+        client_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_id", b"client_id", "namespace", b"namespace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterClientRequest: _TypeAlias = RegisterClientRequest  # noqa: Y015
+
+@_typing.final
+class RegisterClientResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterClientResponse: _TypeAlias = RegisterClientResponse  # noqa: Y015
+
 @_typing.final
 class GetRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAMESPACE_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_MS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     """The namespace; empty is "default", the only one in this version."""
     key: _builtins.bytes
+    revision: _builtins.int
+    """Read the record as it was at this revision; 0 is as it is now. Then expiry counts
+    from the revision at which the record was removed for it.
+    """
+    consistency: Global___Consistency.ValueType
+    max_staleness_ms: _builtins.int
+    """STALE: at most so long behind the leader, or TOO_STALE; 0 is any time."""
     def __init__(
         self,
         *,
         namespace: _builtins.str = ...,
         key: _builtins.bytes = ...,
+        revision: _builtins.int = ...,
+        consistency: Global___Consistency.ValueType = ...,
+        max_staleness_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "namespace", b"namespace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "key", b"key", "max_staleness_ms", b"max_staleness_ms", "namespace", b"namespace", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -75,8 +205,11 @@ class GetResponse(_message.Message):
 
     RECORD_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    LOG_TIME_MS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """The store's revision at the read."""
+    """The store's revision at the read, or the one that was asked for."""
+    log_time_ms: _builtins.int
+    """Log time at the read: what is left to a record is expire_time_ms less this."""
     @_builtins.property
     def record(self) -> _command_pb2.Record:
         """Unset if the key is absent."""
@@ -86,40 +219,51 @@ class GetResponse(_message.Message):
         *,
         record: _command_pb2.Record | None = ...,
         revision: _builtins.int = ...,
+        log_time_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_time_ms", b"log_time_ms", "record", b"record", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetResponse: _TypeAlias = GetResponse  # noqa: Y015
 
 @_typing.final
-class KeyRange(_message.Message):
-    """Keys from start (included) to end (excluded). An empty start is the first
-    key, an empty end is beyond the last.
-    """
+class IndexSelection(_message.Message):
+    """Records by their entries in a secondary index, in the order of value and key."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    START_FIELD_NUMBER: _builtins.int
-    END_FIELD_NUMBER: _builtins.int
-    start: _builtins.bytes
-    end: _builtins.bytes
+    INDEX_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    RANGE_FIELD_NUMBER: _builtins.int
+    index: _builtins.str
+    value: _builtins.bytes
+    """Exactly this value."""
+    prefix: _builtins.bytes
+    @_builtins.property
+    def range(self) -> _command_pb2.KeyRange:
+        """From start (included) to end (excluded), of values."""
+
     def __init__(
         self,
         *,
-        start: _builtins.bytes = ...,
-        end: _builtins.bytes = ...,
+        index: _builtins.str = ...,
+        value: _builtins.bytes = ...,
+        prefix: _builtins.bytes = ...,
+        range: _command_pb2.KeyRange | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix", "range", b"range", "value", b"value", "values", b"values"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "prefix", b"prefix", "range", b"range", "value", b"value", "values", b"values"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_values: _TypeAlias = _typing.Literal["value", "prefix", "range"]  # noqa: Y015
+    _WhichOneofArgType_values: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_values) -> _WhichOneofReturnType_values | None: ...
 
-Global___KeyRange: _TypeAlias = KeyRange  # noqa: Y015
+Global___IndexSelection: _TypeAlias = IndexSelection  # noqa: Y015
 
 @_typing.final
 class ListRequest(_message.Message):
@@ -128,32 +272,64 @@ class ListRequest(_message.Message):
     NAMESPACE_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
     RANGE_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REVERSE_FIELD_NUMBER: _builtins.int
+    KEYS_ONLY_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_MS_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     prefix: _builtins.bytes
     page_size: _builtins.int
     """Records per page: 1 to 10,000; 0 is 1,000. A page also ends at 4 MiB."""
     page_token: _builtins.str
     """next_page_token of the page before; empty for the first. It is bound to the
-    selection: with another one it is INVALID_PAGE_TOKEN.
+    selection, to `reverse` and to `snapshot`: with others it is INVALID_PAGE_TOKEN.
     """
+    reverse: _builtins.bool
+    """From the last key to the first."""
+    keys_only: _builtins.bool
+    """Leave out values and metadata."""
+    count: _builtins.bool
+    """Also count all records of the selection: that costs a look at each of them."""
+    revision: _builtins.int
+    """Read the records as they were at this revision; 0 is as they are now."""
+    snapshot: _builtins.bool
+    """Let all pages read the revision of the first one; COMPACTED once that is gone.
+    Not with an index.
+    """
+    consistency: Global___Consistency.ValueType
+    max_staleness_ms: _builtins.int
     @_builtins.property
-    def range(self) -> Global___KeyRange: ...
+    def range(self) -> _command_pb2.KeyRange: ...
+    @_builtins.property
+    def index(self) -> Global___IndexSelection: ...
     def __init__(
         self,
         *,
         namespace: _builtins.str = ...,
         prefix: _builtins.bytes = ...,
-        range: Global___KeyRange | None = ...,
+        range: _command_pb2.KeyRange | None = ...,
+        index: Global___IndexSelection | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        reverse: _builtins.bool = ...,
+        keys_only: _builtins.bool = ...,
+        count: _builtins.bool = ...,
+        revision: _builtins.int = ...,
+        snapshot: _builtins.bool = ...,
+        consistency: Global___Consistency.ValueType = ...,
+        max_staleness_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["prefix", b"prefix", "range", b"range", "selection", b"selection"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "prefix", b"prefix", "range", b"range", "selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "page_size", b"page_size", "page_token", b"page_token", "prefix", b"prefix", "range", b"range", "selection", b"selection"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "count", b"count", "index", b"index", "keys_only", b"keys_only", "max_staleness_ms", b"max_staleness_ms", "namespace", b"namespace", "page_size", b"page_size", "page_token", b"page_token", "prefix", b"prefix", "range", b"range", "reverse", b"reverse", "revision", b"revision", "selection", b"selection", "snapshot", b"snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_selection: _TypeAlias = _typing.Literal["prefix", "range"]  # noqa: Y015
+    _WhichOneofReturnType_selection: _TypeAlias = _typing.Literal["prefix", "range", "index"]  # noqa: Y015
     _WhichOneofArgType_selection: _TypeAlias = _typing.Literal["selection", b"selection"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_selection) -> _WhichOneofReturnType_selection | None: ...
 
@@ -166,26 +342,42 @@ class ListResponse(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    LOG_TIME_MS_FIELD_NUMBER: _builtins.int
+    INDEX_VALUES_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty if this page is the last. A last page that is exactly full says so."""
     revision: _builtins.int
-    """The store's revision at the read. Each page reads the newest state: a key
-    that stays is neither skipped nor repeated.
+    """The store's revision at the read, or the one that was asked for. Without
+    `snapshot`, each page reads the newest state: a key that stays is neither skipped
+    nor repeated.
     """
+    count: _builtins.int
+    """If it was asked for."""
+    log_time_ms: _builtins.int
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[_command_pb2.Record]: ...
+    @_builtins.property
+    def index_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Of a list by index: for each record, the value by which it was found."""
+
     def __init__(
         self,
         *,
         records: _abc.Iterable[_command_pb2.Record] | None = ...,
         next_page_token: _builtins.str = ...,
         revision: _builtins.int = ...,
+        count: _builtins.int | None = ...,
+        log_time_ms: _builtins.int = ...,
+        index_values: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "records", b"records", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count", "index_values", b"index_values", "log_time_ms", b"log_time_ms", "next_page_token", b"next_page_token", "records", b"records", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__count: _TypeAlias = _typing.Literal["count"]  # noqa: Y015
+    _WhichOneofArgType__count: _TypeAlias = _typing.Literal["_count", b"_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__count) -> _WhichOneofReturnType__count | None: ...
 
 Global___ListResponse: _TypeAlias = ListResponse  # noqa: Y015
 
@@ -196,19 +388,34 @@ class PutRequest(_message.Message):
     NAMESPACE_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    INDEX_ENTRIES_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     key: _builtins.bytes
     value: _builtins.bytes
+    ttl_ms: _builtins.int
+    """As in PutOperation."""
+    metadata: _builtins.bytes
+    @_builtins.property
+    def index_entries(self) -> _containers.RepeatedCompositeFieldContainer[_command_pb2.IndexEntry]: ...
+    @_builtins.property
+    def origin(self) -> Global___Origin: ...
     def __init__(
         self,
         *,
         namespace: _builtins.str = ...,
         key: _builtins.bytes = ...,
         value: _builtins.bytes = ...,
+        ttl_ms: _builtins.int = ...,
+        metadata: _builtins.bytes = ...,
+        index_entries: _abc.Iterable[_command_pb2.IndexEntry] | None = ...,
+        origin: Global___Origin | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "namespace", b"namespace", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_entries", b"index_entries", "key", b"key", "metadata", b"metadata", "namespace", b"namespace", "origin", b"origin", "ttl_ms", b"ttl_ms", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -239,17 +446,21 @@ class DeleteRequest(_message.Message):
 
     NAMESPACE_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     key: _builtins.bytes
+    @_builtins.property
+    def origin(self) -> Global___Origin: ...
     def __init__(
         self,
         *,
         namespace: _builtins.str = ...,
         key: _builtins.bytes = ...,
+        origin: Global___Origin | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "namespace", b"namespace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "namespace", b"namespace", "origin", b"origin"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -284,18 +495,22 @@ class TxnRequest(_message.Message):
 
     NAMESPACE_FIELD_NUMBER: _builtins.int
     TRANSACTION_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     @_builtins.property
     def transaction(self) -> _command_pb2.Transaction: ...
+    @_builtins.property
+    def origin(self) -> Global___Origin: ...
     def __init__(
         self,
         *,
         namespace: _builtins.str = ...,
         transaction: _command_pb2.Transaction | None = ...,
+        origin: Global___Origin | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["transaction", b"transaction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin", "transaction", b"transaction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "transaction", b"transaction"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace", "origin", b"origin", "transaction", b"transaction"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -330,20 +545,87 @@ class SessionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CALLS_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___Call]: ...
+    @_builtins.property
+    def part(self) -> Global___CallPart:
+        """A piece of a call that is too large to travel in one."""
+
     def __init__(
         self,
         *,
         calls: _abc.Iterable[Global___Call] | None = ...,
+        part: Global___CallPart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "part", b"part"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SessionRequest: _TypeAlias = SessionRequest  # noqa: Y015
+
+@_typing.final
+class CallPart(_message.Message):
+    """A piece of a serialised Call of more than 1 MiB, so that a large value does not hold up
+    what travels beside it. The pieces of a call come in order; others may come between.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    data: _builtins.bytes
+    total_bytes: _builtins.int
+    """In the first part: the bytes of all. The node may refuse the call by this alone, with
+    OVERLOADED; it then ignores the parts that are on their way.
+    """
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+        total_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "id", b"id", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CallPart: _TypeAlias = CallPart  # noqa: Y015
+
+@_typing.final
+class ReplyPart(_message.Message):
+    """A piece of a serialised Reply of more than 1 MiB. The pieces come in order, and the reply
+    is whole when `total_bytes` are there.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    data: _builtins.bytes
+    total_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+        total_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "id", b"id", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplyPart: _TypeAlias = ReplyPart  # noqa: Y015
 
 @_typing.final
 class Call(_message.Message):
@@ -356,6 +638,7 @@ class Call(_message.Message):
     PUT_FIELD_NUMBER: _builtins.int
     DELETE_FIELD_NUMBER: _builtins.int
     TXN_FIELD_NUMBER: _builtins.int
+    REGISTER_CLIENT_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Chosen by the client, unique among its calls under way on the stream."""
     timeout_ms: _builtins.int
@@ -370,6 +653,8 @@ class Call(_message.Message):
     def delete(self) -> Global___DeleteRequest: ...
     @_builtins.property
     def txn(self) -> Global___TxnRequest: ...
+    @_builtins.property
+    def register_client(self) -> Global___RegisterClientRequest: ...
     def __init__(
         self,
         *,
@@ -380,12 +665,13 @@ class Call(_message.Message):
         put: Global___PutRequest | None = ...,
         delete: Global___DeleteRequest | None = ...,
         txn: Global___TxnRequest | None = ...,
+        register_client: Global___RegisterClientRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "get", b"get", "list", b"list", "put", b"put", "request", b"request", "txn", b"txn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "get", b"get", "list", b"list", "put", b"put", "register_client", b"register_client", "request", b"request", "txn", b"txn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "get", b"get", "id", b"id", "list", b"list", "put", b"put", "request", b"request", "timeout_ms", b"timeout_ms", "txn", b"txn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "get", b"get", "id", b"id", "list", b"list", "put", b"put", "register_client", b"register_client", "request", b"request", "timeout_ms", b"timeout_ms", "txn", b"txn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["get", "list", "put", "delete", "txn"]  # noqa: Y015
+    _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["get", "list", "put", "delete", "txn", "register_client"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_request) -> _WhichOneofReturnType_request | None: ...
 
@@ -397,21 +683,25 @@ class SessionResponse(_message.Message):
 
     REPLIES_FIELD_NUMBER: _builtins.int
     LEADERSHIP_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def replies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reply]: ...
     @_builtins.property
     def leadership(self) -> Global___Leadership:
         """Set in the first response, and when it has changed."""
 
+    @_builtins.property
+    def part(self) -> Global___ReplyPart: ...
     def __init__(
         self,
         *,
         replies: _abc.Iterable[Global___Reply] | None = ...,
         leadership: Global___Leadership | None = ...,
+        part: Global___ReplyPart | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["leadership", b"leadership"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["leadership", b"leadership", "part", b"part"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leadership", b"leadership", "replies", b"replies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leadership", b"leadership", "part", b"part", "replies", b"replies"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -428,6 +718,7 @@ class Reply(_message.Message):
     PUT_FIELD_NUMBER: _builtins.int
     DELETE_FIELD_NUMBER: _builtins.int
     TXN_FIELD_NUMBER: _builtins.int
+    REGISTER_CLIENT_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """The id of the call."""
     @_builtins.property
@@ -442,6 +733,8 @@ class Reply(_message.Message):
     def delete(self) -> Global___DeleteResponse: ...
     @_builtins.property
     def txn(self) -> Global___TxnResponse: ...
+    @_builtins.property
+    def register_client(self) -> Global___RegisterClientResponse: ...
     def __init__(
         self,
         *,
@@ -452,12 +745,13 @@ class Reply(_message.Message):
         put: Global___PutResponse | None = ...,
         delete: Global___DeleteResponse | None = ...,
         txn: Global___TxnResponse | None = ...,
+        register_client: Global___RegisterClientResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "error", b"error", "get", b"get", "list", b"list", "outcome", b"outcome", "put", b"put", "txn", b"txn"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "error", b"error", "get", b"get", "list", b"list", "outcome", b"outcome", "put", b"put", "register_client", b"register_client", "txn", b"txn"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "error", b"error", "get", b"get", "id", b"id", "list", b"list", "outcome", b"outcome", "put", b"put", "txn", b"txn"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delete", b"delete", "error", b"error", "get", b"get", "id", b"id", "list", b"list", "outcome", b"outcome", "put", b"put", "register_client", b"register_client", "txn", b"txn"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["error", "get", "list", "put", "delete", "txn"]  # noqa: Y015
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["error", "get", "list", "put", "delete", "txn", "register_client"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 

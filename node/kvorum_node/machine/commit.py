@@ -1,0 +1,182 @@
+"""What a transaction that has succeeded does to the tables.
+
+Beside the records themselves, three things follow from a change, and nobody else writes
+them:
+
+    history   an event for each key, and what the key held before (KEYS), so that the store
+              can be read as it was. The newest value of a key is in DATA alone: history
+              takes it over when something replaces it
+    indexes   the entries of the old record go, those of the new one come
+    expiry    the same, with the time at which a record expires
+
+Unique entries are looked at here, when all operations have run: so records may exchange
+their values. A record that has expired and is still stored is removed as expired in the
+revision that writes over it, or over its place in a unique index.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kvorum_node.machine.working import OperationFailed, Working
+from kvorum_node.storage import layout
+from kvorum_node.storage.layout import EventKind, ExpiryKind
+from kvorumpb.v1.command_pb2 import IndexEntry, OperationError, Record
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A key has changed. The records lack their key."""
+
+    kind: EventKind
+    key: bytes
+    record: Record | None
+    """What was put; None if it is gone."""
+    previous: Record | None
+    """What the key held before this event."""
+
+
+class UniqueViolation(OperationFailed):
+    """The write of `position` wants a place in a unique index that another record has."""
+
+    def __init__(self, entry: IndexEntry, owner: bytes, position: int) -> None:
+        super().__init__(
+            OperationError.UNIQUE_VIOLATION,
+            f"the value {_shown(entry.value)} of the unique index {entry.index!r} belongs to"
+            f" {_shown(owner)}",
+        )
+        self.error.entry.CopyFrom(entry)
+        self.error.owner = owner
+        self.error.operation = position
+
+
+def commit(working: Working) -> list[Event]:
+    """Carry out what was written; returns the events, none of which means: at no revision.
+
+    Raises UniqueViolation, and then nothing has changed.
+    """
+    if working.positions:
+        _expire_owners(working)
+    events: list[Event] = []
+    for key, record in working.written.items():
+        if key in working.touched:
+            continue
+        _note(events, working, key, record)
+    for ordinal, event in enumerate(events):
+        working.tables.history.put(
+            layout.history_key(working.revision, ordinal),
+            layout.encode_event(event.kind, working.log_time_ms, event.key),
+        )
+    for key, record in working.written.items():
+        _store(working, key, record)
+    for key, state in working.limits.items():
+        _store_limit(working, key, state)
+    return events
+
+
+def _note(events: list[Event], working: Working, key: bytes, record: Record | None) -> None:
+    """What has happened to the key, at last: at most an expiry and one change."""
+    previous = working.stored(key).record
+    expired = previous is not None and working.has_expired(previous)
+    if expired:
+        events.append(Event(EventKind.EXPIRE, key, None, previous))
+    if record is not None:
+        kind = EventKind.PUT_AFTER_EXPIRE if expired else EventKind.PUT
+        events.append(Event(kind, key, record, None if expired else previous))
+    elif previous is not None and not expired:
+        events.append(Event(EventKind.DELETE, key, None, previous))
+
+
+def _store(working: Working, key: bytes, record: Record | None) -> None:
+    tables, stored = working.tables, working.stored(key)
+    before = stored.record
+    if record is None and before is None:
+        return  # put and deleted
+    if key not in working.touched:
+        tables.keys.put(layout.version_key(key, working.revision), stored.data)
+    if record is None:
+        tables.data.delete(key)
+    else:
+        tables.data.put(key, record.SerializeToString())
+    expired_at = 0 if before is None else before.expire_time_ms
+    expires_at = 0 if record is None else record.expire_time_ms
+    if expired_at != expires_at:
+        _schedule(working, ExpiryKind.RECORD, key, expired_at, expires_at)
+    if before is not None and before.index_entries:
+        _unindex(working, key, before.index_entries)
+    if record is not None and record.index_entries:
+        _index(working, key, record.index_entries)
+
+
+def _store_limit(working: Working, key: bytes, state: bytes | None) -> None:
+    table = working.tables.limits
+    before = table.get(key)
+    expired_at = 0 if before is None else layout.decode_limit(before)[0]
+    expires_at = 0 if state is None else layout.decode_limit(state)[0]
+    if state is None:
+        table.delete(key)
+    else:
+        table.put(key, state)
+    if expired_at != expires_at:
+        _schedule(working, ExpiryKind.LIMIT, key, expired_at, expires_at)
+
+
+def _schedule(working: Working, kind: ExpiryKind, key: bytes, before: int, after: int) -> None:
+    if before:
+        working.tables.expiry.delete(layout.expiry_key(before, kind, key))
+    if after:
+        working.tables.expiry.put(layout.expiry_key(after, kind, key), b"")
+
+
+# Indexes
+
+
+def _expire_owners(working: Working) -> None:
+    """See that each unique entry is free, and let go who has one and has expired."""
+    taken: dict[bytes, bytes] = {}
+    for key in tuple(working.written):
+        record = working.written[key]
+        if record is None:
+            continue
+        for entry in record.index_entries:
+            if not entry.unique:
+                continue
+            place = layout.unique_key(entry.index, entry.value)
+            owner = taken.setdefault(place, key)
+            if owner == key:
+                owner = _owner(working, place, entry) or key
+            if owner != key:
+                raise UniqueViolation(entry, owner, working.positions.get(key, 0))
+
+
+def _owner(working: Working, place: bytes, entry: IndexEntry) -> bytes | None:
+    """Whose the place is after this transaction, of those that it does not write."""
+    owner = working.tables.index.get(place)
+    if owner is None or owner in working.written:
+        return None  # who is written has asked, or will ask, for what it wants
+    record = working.stored(owner).record
+    if record is not None and working.has_expired(record):
+        working.remove(owner)
+        return None
+    return owner
+
+
+def _unindex(working: Working, key: bytes, entries: Iterable[IndexEntry]) -> None:
+    index = working.tables.index
+    for entry in entries:
+        index.delete(layout.index_key(entry.index, entry.value, key))
+        if entry.unique:
+            place = layout.unique_key(entry.index, entry.value)
+            if index.get(place) == key:  # not given to another record by this transaction
+                index.delete(place)
+
+
+def _index(working: Working, key: bytes, entries: Iterable[IndexEntry]) -> None:
+    index = working.tables.index
+    for entry in entries:
+        index.put(layout.index_key(entry.index, entry.value, key), b"")
+        if entry.unique:
+            index.put(layout.unique_key(entry.index, entry.value), key)
+
+
+def _shown(data: bytes) -> str:
+    return repr(data[:48].decode(errors="backslashreplace"))
