@@ -9,13 +9,22 @@ This is on the way of every write. A transaction of one operation is checked in
 about a microsecond, which is why sizes that follow from others are not measured.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, assert_never
 
 from kvorum import limits
 from kvorum.errors import InvalidArgument, LimitExceeded, NamespaceNotFound
-from kvorumpb.v1.command_pb2 import Check, Operation, Transaction
-from kvorumpb.v1.kv_pb2 import ListRequest
+from kvorum_node.rate_limit_validation import validate_rate_limit
+from kvorumpb.v1.command_pb2 import (
+    AddOperation,
+    Check,
+    IndexEntry,
+    KeyRange,
+    Operation,
+    PutOperation,
+    Transaction,
+)
+from kvorumpb.v1.kv_pb2 import ListRequest, PutRequest
 
 DEFAULT_NAMESPACE: Final = "default"
 
@@ -51,6 +60,42 @@ def validate_value(value: bytes, *, key: bytes) -> None:
             limit="MAX_VALUE_BYTES",
             maximum=limits.MAX_VALUE_BYTES,
             actual=len(value),
+        )
+
+
+def validate_put(put: PutOperation | PutRequest) -> None:
+    """Raises InvalidArgument or LimitExceeded if the record cannot be stored."""
+    key = put.key
+    validate_key(key)
+    validate_value(put.value, key=key)
+    # Absent from most puts, and each question costs something.
+    if put.ttl_ms:
+        validate_ttl(put.ttl_ms, key=key)
+    if len(put.metadata) > limits.MAX_METADATA_BYTES:
+        raise LimitExceeded(
+            f"the metadata of {_shown(key)} has {len(put.metadata):,} bytes, more than "
+            f"{limits.MAX_METADATA_BYTES:,}: keep what is large in a value",
+            limit="MAX_METADATA_BYTES",
+            maximum=limits.MAX_METADATA_BYTES,
+            actual=len(put.metadata),
+        )
+    if put.index_entries:
+        _validate_index_entries(put.index_entries, key=key)
+
+
+def validate_ttl(ttl_ms: int, *, key: bytes) -> None:
+    """Raises InvalidArgument if it is negative, LimitExceeded if it is too long; 0 is for ever."""
+    if ttl_ms < 0:
+        raise InvalidArgument(
+            f"the time to live of {_shown(key)} is {ttl_ms} ms: give at least 1, or 0 for ever"
+        )
+    if ttl_ms > limits.MAX_TTL_MS:
+        raise LimitExceeded(
+            f"the time to live of {_shown(key)} is {ttl_ms:,} ms, more than "
+            f"{limits.MAX_TTL_MS:,}: give 0 for ever",
+            limit="MAX_TTL_MS",
+            maximum=limits.MAX_TTL_MS,
+            actual=ttl_ms,
         )
 
 
@@ -102,62 +147,92 @@ def validate_list(request: ListRequest) -> None:
         case "prefix":
             _validate_bound("the prefix", request.prefix)
         case "range":
-            start, end = request.range.start, request.range.end
-            _validate_bound("the start of the range", start)
-            _validate_bound("the end of the range", end)
-            if end and end < start:
-                raise InvalidArgument(
-                    f"the range ends at {_shown(end)}, before its start {_shown(start)}: "
-                    "swap them, or leave the end empty to list to the last key"
-                )
+            validate_range(request.range)
+        case "index":
+            validate_index_name(request.index.index)
         case None:
             pass
         case unexpected:
             assert_never(unexpected)
-    if request.page_size < 0:
+    validate_page_size(request.page_size)
+
+
+def validate_range(selected: KeyRange) -> None:
+    """Raises InvalidArgument if it ends before it begins, LimitExceeded if a bound is too long."""
+    start, end = selected.start, selected.end
+    _validate_bound("the start of the range", start)
+    _validate_bound("the end of the range", end)
+    if end and end < start:
         raise InvalidArgument(
-            f"the page size is {request.page_size}: give 1 to {limits.MAX_PAGE_RECORDS:,} "
+            f"the range ends at {_shown(end)}, before its start {_shown(start)}: "
+            "swap them, or leave the end empty to go to the last key"
+        )
+
+
+def validate_page_size(page_size: int) -> None:
+    """Raises InvalidArgument or LimitExceeded unless it is 0 to MAX_PAGE_RECORDS."""
+    if page_size < 0:
+        raise InvalidArgument(
+            f"the page size is {page_size}: give 1 to {limits.MAX_PAGE_RECORDS:,} "
             f"records, or 0 for {limits.DEFAULT_PAGE_RECORDS:,}"
         )
-    if request.page_size > limits.MAX_PAGE_RECORDS:
+    if page_size > limits.MAX_PAGE_RECORDS:
         raise LimitExceeded(
-            f"the page size is {request.page_size:,} records, more than "
+            f"the page size is {page_size:,} records, more than "
             f"{limits.MAX_PAGE_RECORDS:,}: ask for less and follow the page token",
             limit="MAX_PAGE_RECORDS",
             maximum=limits.MAX_PAGE_RECORDS,
-            actual=request.page_size,
+            actual=page_size,
         )
 
 
 def _validate_checks(checks: Iterable[Check]) -> None:
     for position, check in enumerate(checks):
-        validate_key(check.key)
+        if check.HasField("range"):
+            if check.key:
+                raise InvalidArgument(f"check {position} has a key and a range: leave out one")
+            validate_range(check.range)
+            where = "the range"
+        else:
+            validate_key(check.key)
+            where = _shown(check.key)
         match check.WhichOneof("condition"):
             case "revision":
-                if check.revision < 0:
-                    raise InvalidArgument(
-                        f"check {position} expects {_shown(check.key)} at revision "
-                        f"{check.revision}: give the revision of a record, or 0 for absent"
-                    )
+                _validate_number(position, where, "revision", check.revision)
+            case "version":
+                _validate_number(position, where, "version", check.version)
+            case "unchanged_since":
+                _validate_number(position, where, "unchanged_since", check.unchanged_since)
             case "exists":
                 pass
+            case "value":
+                validate_value(check.value, key=check.key)
             case None:
                 raise InvalidArgument(
-                    f"check {position}, of {_shown(check.key)}, has no condition that this "
-                    "node knows: set revision or exists"
+                    f"check {position}, of {where}, has no condition that this node knows: set "
+                    "revision, exists, version, value or unchanged_since"
                 )
             case unexpected:
                 assert_never(unexpected)
 
 
+def _validate_number(position: int, where: str, condition: str, number: int) -> None:
+    if number < 0:
+        raise InvalidArgument(
+            f"check {position} expects {where} at {condition} {number}: give the {condition} of a "
+            "record, or 0 for absent"
+        )
+
+
 def _validate_branch(branch: str, operations: Iterable[Operation]) -> None:
     written: set[bytes] = set()
+    limited: set[bytes] = set()
     for position, operation in enumerate(operations):
+        where = f"{branch}[{position}]"
         match operation.WhichOneof("operation"):
             case "put":
-                put = operation.put
-                key = put.key
-                validate_value(put.value, key=key)
+                key = operation.put.key
+                validate_put(operation.put)
             case "get":
                 validate_key(operation.get.key)
                 continue
@@ -165,20 +240,112 @@ def _validate_branch(branch: str, operations: Iterable[Operation]) -> None:
                 key = operation.delete.key
             case "add":
                 key = operation.add.key
+                _validate_add(operation.add, where)
+            case "touch":
+                key = operation.touch.key
+                validate_ttl(operation.touch.ttl_ms, key=key)
+            case "list":
+                validate_range(operation.list.range)
+                validate_page_size(operation.list.limit)
+                continue
+            case "delete_range":
+                validate_range(operation.delete_range.range)
+                _validate_range_limit(operation.delete_range.limit, where)
+                continue
+            case "rate_limit":
+                validate_rate_limit(operation.rate_limit, where)
+                for limit in operation.rate_limit.limits:
+                    _refuse_second(limited, limit.key, where, "takes from the rate limit")
+                continue
             case None:
                 raise InvalidArgument(
-                    f"{branch}[{position}] of the transaction is none that this node knows: "
-                    "set get, put, delete or add"
+                    f"{where} of the transaction is none that this node knows: set get, put, "
+                    "delete, add, list, delete_range, touch or rate_limit"
                 )
             case unexpected:
                 assert_never(unexpected)
         validate_key(key)
-        if key in written:
+        _refuse_second(written, key, where, "writes")
+
+
+def _refuse_second(seen: set[bytes], key: bytes, where: str, what: str) -> None:
+    if key in seen:
+        raise InvalidArgument(
+            f"{where} of the transaction {what} {_shown(key)} a second time: "
+            "keep the last write of each key"
+        )
+    seen.add(key)
+
+
+def _validate_add(add: AddOperation, where: str) -> None:
+    if add.ttl_ms:
+        validate_ttl(add.ttl_ms, key=add.key)
+    if add.HasField("min") and add.HasField("max") and add.min > add.max:
+        raise InvalidArgument(
+            f"{where} of the transaction has the bounds {add.min} and {add.max}, which nothing is "
+            "between: swap them"
+        )
+
+
+def _validate_range_limit(limit: int, where: str) -> None:
+    if limit < 0:
+        raise InvalidArgument(
+            f"{where} of the transaction has the limit {limit}: give at least 1, or 0 for all"
+        )
+    if limit > limits.MAX_RANGE_RECORDS:
+        raise LimitExceeded(
+            f"{where} of the transaction has the limit {limit:,}, more than the "
+            f"{limits.MAX_RANGE_RECORDS:,} records that one operation may remove: repeat it",
+            limit="MAX_RANGE_RECORDS",
+            maximum=limits.MAX_RANGE_RECORDS,
+            actual=limit,
+        )
+
+
+def _validate_index_entries(entries: Sequence[IndexEntry], *, key: bytes) -> None:
+    if len(entries) > limits.MAX_INDEX_ENTRIES:
+        raise LimitExceeded(
+            f"the record {_shown(key)} has {len(entries):,} index entries, more than "
+            f"{limits.MAX_INDEX_ENTRIES}: leave some out",
+            limit="MAX_INDEX_ENTRIES",
+            maximum=limits.MAX_INDEX_ENTRIES,
+            actual=len(entries),
+        )
+    seen: set[tuple[str, bytes]] = set()
+    for entry in entries:
+        validate_index_name(entry.index)
+        validate_index_value(entry.value)
+        if (entry.index, entry.value) in seen:
             raise InvalidArgument(
-                f"{branch}[{position}] of the transaction writes {_shown(key)} a second time: "
-                "keep the last write of each key"
+                f"the record {_shown(key)} has the same entry of the index {entry.index!r} twice"
             )
-        written.add(key)
+        seen.add((entry.index, entry.value))
+
+
+def validate_index_name(name: str) -> None:
+    """Raises InvalidArgument if it is empty, LimitExceeded if it is too long."""
+    if not name:
+        raise InvalidArgument("the name of an index is empty: it must have at least one character")
+    if (size := len(name.encode())) > limits.MAX_INDEX_NAME_BYTES:
+        raise LimitExceeded(
+            f"the name of the index {name[:SHOWN_CHARACTERS]!r}… has {size:,} bytes, more than "
+            f"{limits.MAX_INDEX_NAME_BYTES}: shorten it",
+            limit="MAX_INDEX_NAME_BYTES",
+            maximum=limits.MAX_INDEX_NAME_BYTES,
+            actual=size,
+        )
+
+
+def validate_index_value(value: bytes) -> None:
+    """Raises LimitExceeded if it is too long. It may be empty."""
+    if len(value) > limits.MAX_INDEX_VALUE_BYTES:
+        raise LimitExceeded(
+            f"the index value {_shown(value)} has {len(value):,} bytes, more than "
+            f"{limits.MAX_INDEX_VALUE_BYTES:,}: use a hash of it",
+            limit="MAX_INDEX_VALUE_BYTES",
+            maximum=limits.MAX_INDEX_VALUE_BYTES,
+            actual=len(value),
+        )
 
 
 def _validate_bound(what: str, key: bytes) -> None:

@@ -6,7 +6,10 @@ at least one; and it looks one record ahead, so that a page which is full and
 the last says that it is the last.
 """
 
+from typing import assert_never
+
 from kvorum import limits
+from kvorum.errors import InvalidArgument
 from kvorum_node.machine import cursor, records
 from kvorum_node.machine.cursor import Selection
 from kvorum_node.raft.types import GroupId
@@ -47,5 +50,9 @@ def select(group: GroupId, request: ListRequest) -> Selection:
             return Selection(group, request.prefix, layout.prefix_end(request.prefix))
         case "range":
             return Selection(group, request.range.start, request.range.end or None)
+        case "index":
+            raise InvalidArgument("lists by index are not served")
         case None:
             return Selection(group, b"", None)
+        case unexpected:
+            assert_never(unexpected)

@@ -177,12 +177,17 @@ def _add_command(call: Call, commands: CommandBatch) -> bool:
             commands.commands.add().transaction.CopyFrom(call.txn.transaction)
         case "put":
             request = call.put
-            key, value = request.key, request.value
             validation.validate_namespace(request.namespace)
-            validation.validate_key(key)
-            validation.validate_value(value, key=key)
+            validation.validate_put(request)
             put = commands.commands.add().transaction.operations.add().put
-            put.key, put.value = key, value
+            put.key, put.value = request.key, request.value
+            # Absent from most puts, and setting them costs as much as the rest.
+            if request.ttl_ms:
+                put.ttl_ms = request.ttl_ms
+            if request.metadata:
+                put.metadata = request.metadata
+            if request.index_entries:
+                put.index_entries.extend(request.index_entries)
         case "delete":
             validation.validate_namespace(call.delete.namespace)
             validation.validate_key(call.delete.key)
