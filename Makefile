@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 SOURCES := client node tests deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-newest chaos check format proto sim sim-mutants bench lock clean
+.PHONY: help setup demo test test-newest chaos check format proto sim sim-mutants model bench lock clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -60,6 +60,9 @@ sim: setup  ## Simulate clusters under faults: SEEDS=A:B (fresh ones), EVENTS=50
 
 sim-mutants: setup  ## Take guards away, one at a time, and see the simulator miss each
 	$(BIN)/python -m tests.sim.mutants
+
+model: setup  ## Compare the state machine with a model, EXAMPLES=20000 times
+	KVORUM_MODEL_EXAMPLES=$(or $(EXAMPLES),20000) $(BIN)/python -m pytest -q tests/machine/test_model.py
 
 bench: setup  ## Measure writes and reads against three local nodes, and print the figures
 	$(BIN)/python -m tests.bench.throughput

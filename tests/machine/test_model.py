@@ -1,192 +1,381 @@
-"""Random logs against a model that is too simple to be wrong.
+"""The machine against the model (model.py), by whatever hypothesis can think of.
 
-The model is a dict, copied before each transaction and thrown away if it fails.
-Now and then the machine is dropped and made anew on what its disk holds; after a
-crash the log is applied again from there, as a node does.
+Every kind of command, with clients that repeat themselves, on both engines; now and then
+the machine is made anew on what its disk holds, or, after a crash, applies the log again
+from where that stands, as a node does. After each entry everything is compared: results,
+events, records, every readable revision, and the tables of indexes and expiry.
+
+    make model      20,000 runs (KVORUM_MODEL_EXAMPLES)
 """
 
-import random
+import os
+import shutil
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
 
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from kvorum import limits
 from kvorum_node.machine import Machine
-from kvorum_node.raft.types import Entry
+from kvorum_node.machine.machine import Transition
+from kvorum_node.raft.types import Entry, EntryKind, Index, Term
+from kvorum_node.storage import layout
+from kvorum_node.storage.engine import Family
+from kvorum_node.storage.layout import EventKind, ExpiryKind
 from kvorumpb.v1.command_pb2 import (
+    AddOperation,
     Check,
+    Command,
+    CommandBatch,
+    Compaction,
+    DeleteOperation,
+    DeleteRangeOperation,
+    GetOperation,
+    IndexEntry,
+    KeyRange,
+    ListOperation,
     Operation,
     OperationError,
-    Record,
+    PutOperation,
+    RateLimit,
+    RateLimitOperation,
+    RegisterClient,
+    Sweep,
+    TouchOperation,
     Transaction,
     TransactionResult,
 )
-from kvorumpb.v1.kv_pb2 import ListRequest
-from tests.machine.conftest import GROUP, Disk
-from tests.support.commands import KEYS, entry, noop, random_transaction
+from tests.machine import model
+from tests.machine.conftest import GROUP, Disk, MemoryDisk, RocksDisk
+from tests.machine.model import Model
 
-STEPS = 3000
+EXAMPLES: Final = int(os.environ.get("KVORUM_MODEL_EXAMPLES", "150"))
+MAX_RANGE: Final = 3
+MAX_UNCHANGED: Final = 6
+
+KINDS: Final = {
+    EventKind.PUT: model.PUT,
+    EventKind.PUT_AFTER_EXPIRE: model.PUT,
+    EventKind.DELETE: model.DELETE,
+    EventKind.EXPIRE: model.EXPIRE,
+}
+
+# Few of everything, so that it meets often.
+KEYS: Final = (b"a", b"a\x00", b"a\x00\xff", b"a\x00\x01", b"b", b"\xff", b"\xff\xff")
+keys = st.sampled_from(KEYS)
+values = st.sampled_from((b"", b"0", b"-7", b"9223372036854775807", b"text", b"+1"))
+ttls = st.sampled_from((0, 0, 1, 5, 20))
+revisions = st.integers(0, 30)
+ranges = st.builds(
+    KeyRange,
+    start=st.sampled_from((b"", b"a", b"a\x00", b"b")),
+    end=st.sampled_from((b"", b"b", b"\xff")),
+)
+index_entries = st.lists(
+    st.builds(
+        IndexEntry,
+        index=st.sampled_from(("i", "i\0")),
+        value=st.sampled_from((b"", b"x", b"x\x00\x01", b"\x00")),
+        unique=st.booleans(),
+    ),
+    max_size=2,
+    unique_by=lambda entry: (entry.index, entry.value),
+)
+amounts = st.sampled_from((0, 1, -1, 5, 2**62, -(2**63)))
+bounds = st.sampled_from((None, None, -2, 0, 3))
+limit = st.builds(
+    RateLimit,
+    key=keys,
+    algorithm=st.just(RateLimit.SLIDING_LOG),
+    limit=st.just(3),
+    window_ms=st.just(10),
+    cost=st.integers(0, 3),
+    reset=st.sampled_from((False, False, False, True)),
+)
+operations = st.one_of(
+    st.builds(lambda **put: Operation(put=PutOperation(**put)), key=keys, value=values),
+    st.builds(
+        lambda **put: Operation(put=PutOperation(**put)),
+        key=keys,
+        value=values,
+        ttl_ms=ttls,
+        metadata=st.sampled_from((b"", b"m")),
+        index_entries=index_entries,
+        return_previous=st.booleans(),
+    ),
+    st.builds(lambda key: Operation(get=GetOperation(key=key)), keys),
+    st.builds(
+        lambda **delete: Operation(delete=DeleteOperation(**delete)),
+        key=keys,
+        return_previous=st.booleans(),
+    ),
+    st.builds(
+        lambda **add: Operation(add=AddOperation(**add)),
+        key=keys,
+        amount=amounts,
+        min=bounds,
+        max=bounds,
+        saturate=st.booleans(),
+        ttl_ms=ttls,
+    ),
+    st.builds(
+        lambda **request: Operation(list=ListOperation(**request)),
+        range=ranges,
+        limit=st.integers(0, 3),
+        reverse=st.booleans(),
+        keys_only=st.booleans(),
+    ),
+    st.builds(
+        lambda **request: Operation(delete_range=DeleteRangeOperation(**request)),
+        range=ranges,
+        limit=st.integers(0, 3),
+    ),
+    st.builds(lambda **touch: Operation(touch=TouchOperation(**touch)), key=keys, ttl_ms=ttls),
+    st.builds(
+        lambda some: Operation(rate_limit=RateLimitOperation(limits=some)),
+        st.lists(limit, min_size=1, max_size=2, unique_by=lambda one: one.key),
+    ),
+)
+places = st.one_of(
+    st.builds(lambda key: {"key": key}, keys), st.builds(lambda some: {"range": some}, ranges)
+)
+conditions = st.one_of(
+    st.builds(lambda number: {"revision": number}, revisions),
+    st.builds(lambda yes: {"exists": yes}, st.booleans()),
+    st.builds(lambda number: {"version": number}, st.integers(0, 2)),
+    st.builds(lambda value: {"value": value}, values),
+    st.builds(lambda number: {"unchanged_since": number}, revisions),
+)
+checks = st.builds(lambda place, condition: Check(**place, **condition), places, conditions)
+transactions = st.builds(
+    Transaction,
+    checks=st.lists(checks, max_size=2),
+    operations=st.lists(operations, min_size=1, max_size=4),
+    otherwise=st.lists(operations, max_size=2),
+)
+commands = st.one_of(
+    st.builds(lambda one: Command(transaction=one), transactions),
+    st.builds(
+        lambda client, sequence, behind, one: Command(
+            client_id=client,
+            sequence=sequence,
+            acknowledged=max(0, sequence - 1 - behind),
+            transaction=one,
+        ),
+        st.integers(1, 3),
+        st.integers(1, 6),
+        st.integers(0, 3),
+        transactions,
+    ),
+    st.builds(
+        lambda client: Command(client_id=client, register_client=RegisterClient()),
+        st.integers(1, 3),
+    ),
+    st.builds(lambda count: Command(sweep=Sweep(limit=count)), st.integers(1, 3)),
+    st.builds(
+        lambda revision, count: Command(compaction=Compaction(revision=revision, limit=count)),
+        revisions,
+        st.integers(1, 4),
+    ),
+)
 
 
-@dataclass(frozen=True, slots=True)
-class _Cell:
-    value: bytes
-    revision: int
-    created_revision: int
-    version: int
+class Comparison(RuleBasedStateMachine):
+    """One run: a log, the machine that applies it, and the model."""
 
-    def record(self, key: bytes) -> Record:
-        return Record(
-            key=key,
-            value=self.value,
-            revision=self.revision,
-            created_revision=self.created_revision,
-            version=self.version,
-        )
+    def make_disk(self) -> Disk:
+        raise NotImplementedError
 
-
-class _Failed(Exception):
-    def __init__(self, reason: OperationError.Reason.ValueType) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-class _Model:
     def __init__(self) -> None:
-        self.cells: dict[bytes, _Cell] = {}
-        self.revision = 0
+        super().__init__()
+        self.disk = self.make_disk()
+        self.model = Model(max_range=MAX_RANGE, max_unchanged=MAX_UNCHANGED)
+        self.log: list[Entry] = []
+        self.answers: list[list[TransactionResult]] = []
+        self.events: list[tuple[int, list[model.Happened]]] = []
+        self.machine = self._open()
 
-    def run(self, transaction: Transaction) -> TransactionResult:
-        failed = [
-            position for position, check in enumerate(transaction.checks) if not self._holds(check)
-        ]
-        result = TransactionResult(succeeded=not failed, revision=self.revision)
-        if failed:
-            result.failed_check = failed[0]
-        cells, wrote = dict(self.cells), False
-        for position, operation in enumerate(
-            transaction.otherwise if failed else transaction.operations
-        ):
-            try:
-                wrote |= self._operate(cells, operation, result)
-            except _Failed as failure:
-                del result.results[:]
-                result.succeeded = False
-                result.error.reason = failure.reason
-                result.error.operation = position
-                return result
-        if wrote:
-            self.cells = cells
-            self.revision += 1
-            result.revision = self.revision
-        return result
+    def _open(self) -> Machine:
+        machine = Machine(self.disk.engine, GROUP)
+        machine.observer = self._observe
+        return machine
 
-    def _holds(self, check: Check) -> bool:
-        cell = self.cells.get(check.key)
-        if check.HasField("exists"):
-            return check.exists is (cell is not None)
-        return check.revision == (cell.revision if cell else 0)
-
-    def _operate(
-        self, cells: dict[bytes, _Cell], operation: Operation, result: TransactionResult
-    ) -> bool:
-        """Carry it out on the cells; True if it wrote."""
-        answer = result.results.add()
-        if operation.HasField("get"):
-            answer.get.SetInParent()
-            if cell := cells.get(operation.get.key):
-                answer.get.record.CopyFrom(cell.record(operation.get.key))
-            return False
-        if operation.HasField("delete"):
-            answer.delete.deleted = cells.pop(operation.delete.key, None) is not None
-            return answer.delete.deleted
-        if operation.HasField("put"):
-            answer.put.SetInParent()
-            self._write(cells, operation.put.key, operation.put.value)
-            return True
-        cell = cells.get(operation.add.key)
-        if cell is not None and cell.value in (b"", b"text", b"+1"):
-            raise _Failed(OperationError.NOT_AN_INTEGER)
-        total = (int(cell.value) if cell else 0) + operation.add.amount
-        if total.bit_length() > 63 and total != -(2**63):
-            raise _Failed(OperationError.INTEGER_OVERFLOW)
-        answer.add.value = total
-        self._write(cells, operation.add.key, b"%d" % total)
-        return True
-
-    def _write(self, cells: dict[bytes, _Cell], key: bytes, value: bytes) -> None:
-        new = self.revision + 1
-        if key in cells:
-            cells[key] = replace(
-                cells[key], value=value, revision=new, version=cells[key].version + 1
-            )
-        else:
-            cells[key] = _Cell(value, new, new, 1)
-
-
-def _without_messages(results: Sequence[TransactionResult]) -> list[TransactionResult]:
-    for result in results:
-        assert bool(result.error.message) == result.HasField("error")
-        if result.HasField("error"):
-            result.error.message = ""
-    return list(results)
-
-
-def _check_reads(machine: Machine, model: _Model, source: random.Random) -> None:
-    key = source.choice(KEYS)
-    cell = model.cells.get(key)
-    assert machine.get(key) == (cell.record(key) if cell else None)
-    prefix = source.choice((b"", b"user:", b"\xff", key[:1]))
-    request = ListRequest(prefix=prefix, page_size=source.randint(1, 7))
-    listed: list[Record] = []
-    while True:
-        response = machine.list(request)
-        assert response.revision == model.revision
-        assert 0 < len(response.records) <= request.page_size or not listed
-        listed += response.records
-        if not response.next_page_token:
-            break
-        request.page_token = response.next_page_token
-    assert listed == [
-        model.cells[key].record(key) for key in sorted(model.cells) if key.startswith(prefix)
-    ]
-
-
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_machine_agrees_with_the_model(disk: Disk, seed: int) -> None:
-    source, model, log = random.Random(seed), _Model(), list[Entry]()
-    answers: list[list[TransactionResult]] = []
-    machine, applied_again = Machine(disk.engine, GROUP), 0
-    while len(log) < STEPS:
-        for _ in range(source.randint(1, 5)):
-            transactions = [
-                random_transaction(source, model.revision) for _ in range(source.randint(0, 4))
+    def _observe(self, transitions: Sequence[Transition]) -> None:
+        for transition in transitions:
+            happened = [(KINDS[event.kind], event.key) for event in transition.events]
+            expected = self.model.events[transition.revision]
+            # In the order of the operations; the model has them in the order of keys.
+            assert sorted(happened, key=lambda one: one[1]) == [
+                (event.kind, event.key) for event in expected
             ]
-            index = len(log) + 1
-            log.append(entry(index, *transactions) if transactions else noop(index))
-            answers.append([model.run(each) for each in transactions])
-        _catch_up(machine, log, answers)
-        assert machine.revision == model.revision
-        _check_reads(machine, model, source)
-        if source.random() < 0.05:
-            disk.restart()
-            machine = Machine(disk.engine, GROUP)
-            assert machine.applied == len(log)
-        if source.random() < 0.01:
-            disk.crash()
-            machine = Machine(disk.engine, GROUP)
-            applied_again += _catch_up(machine, log, answers)
-    assert applied_again > 0
-    reached = {result.error.reason for each in answers for result in each}
-    # What is too large to be returned is not for a model of small values.
-    assert reached == {*OperationError.Reason.values()} - {OperationError.RESULT_TOO_LARGE}
+            for event in transition.events:
+                [same] = [
+                    one for one in expected if (one.kind, one.key) == (KINDS[event.kind], event.key)
+                ]
+                for record, cell in ((event.record, same.cell), (event.previous, same.previous)):
+                    assert (record is None) == (cell is None)
+                    if record is not None and cell is not None:
+                        assert record == cell.record(b"")
+
+    @rule(
+        some=st.lists(commands, min_size=1, max_size=3),
+        passed_ms=st.sampled_from((0, 0, 1, 4, 30, -50)),
+    )
+    def apply(self, some: list[Command], passed_ms: int) -> None:
+        """One entry, at a time that may seem to run backwards."""
+        time = max(0, self.model.log_time_ms + passed_ms) or 1
+        batch = CommandBatch(format=2, log_time_ms=time, commands=some)
+        index = Index(len(self.log) + 1)
+        self.log.append(Entry(index, Term(1), EntryKind.COMMANDS, batch.SerializeToString()))
+        self.model.begin_entry(time)
+        expected, violations = [], []
+        for command in some:
+            expected.append(self.model.run(command))
+            violations.append(self.model.violations)
+        [results] = self.machine.apply([self.log[-1]])
+        for result, wanted, possible in zip(results, expected, violations, strict=True):
+            _compare(result, wanted, possible)
+        self.answers.append([_copied(result) for result in results])
+
+    @rule(data=st.data())
+    def repeat(self, data: st.DataObject) -> None:
+        """A client sends again what it has sent before."""
+        if not self.log:
+            return
+        entry = data.draw(st.sampled_from(self.log))
+        self.apply(list(CommandBatch.FromString(entry.data).commands), 0)
+
+    @rule()
+    def restart(self) -> None:
+        self.disk.restart()
+        self.machine = self._open()
+        assert self.machine.applied == len(self.log)
+
+    @rule()
+    def crash(self) -> None:
+        self.disk.crash()
+        self.machine = self._open()
+        observer, self.machine.observer = self.machine.observer, None
+        start = self.machine.applied
+        again = self.machine.apply(self.log[start:])
+        self.machine.observer = observer
+        assert again == self.answers[start:]
+
+    @invariant()
+    def agrees(self) -> None:
+        machine, model_ = self.machine, self.model
+        assert (machine.revision, machine.log_time_ms) == (model_.revision, model_.log_time_ms)
+        assert machine.oldest_revision == model_.oldest_revision
+        live = model_.live()
+        for key in KEYS:
+            assert machine.get(key) == (live[key].record(key) if key in live else None)
+        for revision in range(max(1, model_.oldest_revision), model_.revision + 1):
+            past = model_.past[revision]
+            for key in KEYS:
+                record = machine.get(key, revision=revision)
+                assert (record is None) == (key not in past)
+                if record is not None:  # a touch is no revision, and changes the past as well
+                    assert (record.value, record.revision) == (past[key].value, past[key].revision)
+        self._tables_agree()
+
+    def _tables_agree(self) -> None:
+        cells = self.model.cells
+        assert {key for key, _ in self._rows(Family.DATA)} == cells.keys()
+        expiries = [layout.split_expiry_key(key) for key, _ in self._rows(Family.EXPIRY)]
+        assert [(time, key) for time, kind, key in expiries if kind is ExpiryKind.RECORD] == sorted(
+            (cell.expire_time_ms, key) for key, cell in cells.items() if cell.expire_time_ms
+        )
+        rows = self._rows(Family.INDEX)
+        entries = {
+            (index, *layout.split_index_key(key, index))
+            for key, _ in rows
+            for index in ("i", "i\0")
+            if key.startswith(layout.index_prefix(index))
+        }
+        assert entries == self.model.index()
+        assert {(key, owner) for key, owner in rows if key.startswith(b"u")} == {
+            (layout.unique_key(index, value), key)
+            for key, cell in cells.items()
+            for index, value, unique in cell.entries
+            if unique
+        }
+
+    def _rows(self, family: Family) -> list[tuple[bytes, bytes]]:
+        space = layout.Space(GROUP, 0)
+        return [
+            (layout.without_prefix(key), value)
+            for key, value in self.disk.engine.scan(family, *space.range)
+        ]
+
+    def teardown(self) -> None:
+        self.disk.close()
 
 
-def _catch_up(
-    machine: Machine, log: Sequence[Entry], answers: Sequence[list[TransactionResult]]
-) -> int:
-    """Apply the rest of the log, and compare the results; the number of entries applied."""
-    start = machine.applied
-    results = machine.apply(log[start:])
-    assert [_without_messages(each) for each in results] == answers[start:]
-    return len(results)
+class OnMemory(Comparison):
+    def make_disk(self) -> Disk:
+        return MemoryDisk()
+
+
+class OnRocks(Comparison):
+    def make_disk(self) -> Disk:
+        self.directory = Path(tempfile.mkdtemp(prefix="kvorum-model-"))
+        return RocksDisk(self.directory)
+
+    def teardown(self) -> None:
+        super().teardown()
+        shutil.rmtree(self.directory)
+
+
+@pytest.mark.timeout(0)  # as long as the examples take that were asked for
+@pytest.mark.parametrize(("kind", "share"), [(OnMemory, 1.0), (OnRocks, 0.2)])
+def test_the_machine_agrees_with_the_model(
+    kind: type[Comparison], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_RANGE_RECORDS", MAX_RANGE)
+    monkeypatch.setattr(limits, "MAX_UNCHANGED_EVENTS", MAX_UNCHANGED)
+    run_state_machine_as_test(
+        kind,
+        settings=settings(
+            max_examples=max(1, int(EXAMPLES * share)),
+            stateful_step_count=15,
+            deadline=None,
+            database=None,
+            print_blob=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def _copied(result: TransactionResult) -> TransactionResult:
+    copy = TransactionResult()
+    copy.CopyFrom(result)
+    return copy
+
+
+def _compare(
+    result: TransactionResult, expected: TransactionResult, violations: set[model.Violation]
+) -> None:
+    """What the machine has answered is what the model says, messages for people left out."""
+    answer = _copied(result)
+    error = answer.error
+    assert bool(error.message) == result.HasField("error")
+    if error.reason in (OperationError.CLIENT_FORGOTTEN, OperationError.RESULT_FORGOTTEN):
+        assert error.reason == expected.error.reason
+        return
+    if error.reason == OperationError.UNIQUE_VIOLATION:
+        place = (error.entry.index, error.entry.value, error.owner, error.operation)
+        assert model.Violation(*place) in violations
+        assert expected.error.reason == error.reason
+        return
+    if answer.HasField("error"):
+        error.message = ""
+    del answer.results[:]
+    wanted = _copied(expected)
+    del wanted.results[:]
+    assert answer == wanted
+    assert model.without_numbers(result.results) == model.without_numbers(expected.results)

@@ -1,0 +1,482 @@
+"""A model of the data model, too simple to be wrong: dicts are copied, lists are searched.
+
+It answers what the machine answers, to every kind of command, and holds every revision
+that the store ever had as a copy of its own. What is efficient in the machine is naive here:
+expiry is a loop over all cells, an index is a search, history is all there ever was.
+
+Values are small, so that it needs none of the limits on bytes; the limits on numbers are
+parameters, so that a test can meet them with few records.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from kvorumpb.v1.command_pb2 import (
+    AddOperation,
+    Check,
+    Command,
+    DeleteOperation,
+    DeleteRangeOperation,
+    IndexEntry,
+    KeyRange,
+    ListOperation,
+    Operation,
+    OperationError,
+    OperationResult,
+    PutOperation,
+    RateLimit,
+    RateLimitOperation,
+    Record,
+    TouchOperation,
+    Transaction,
+    TransactionResult,
+)
+
+MIN, MAX = -(2**63), 2**63 - 1
+
+PUT: Final = "put"
+DELETE: Final = "delete"
+EXPIRE: Final = "expire"
+
+Entries = tuple[tuple[str, bytes, bool], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What a key holds."""
+
+    value: bytes
+    revision: int
+    created_revision: int
+    version: int
+    expire_time_ms: int
+    update_time_ms: int
+    metadata: bytes
+    entries: Entries
+
+    def record(self, key: bytes, *, keys_only: bool = False) -> Record:
+        return Record(
+            key=key,
+            value=b"" if keys_only else self.value,
+            revision=self.revision,
+            created_revision=self.created_revision,
+            version=self.version,
+            expire_time_ms=self.expire_time_ms,
+            update_time_ms=self.update_time_ms,
+            metadata=b"" if keys_only else self.metadata,
+            index_entries=[
+                IndexEntry(index=index, value=value, unique=unique)
+                for index, value, unique in self.entries
+            ],
+        )
+
+
+Cells = dict[bytes, Cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """An event: of the keys that a revision has changed, one."""
+
+    kind: str
+    key: bytes
+    cell: Cell | None
+    previous: Cell | None
+
+
+class Failed(Exception):
+    def __init__(self, reason: OperationError.Reason.ValueType, value: int = 0) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.value = value
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """Two records want one place in a unique index."""
+
+    index: str
+    value: bytes
+    owner: bytes
+    position: int
+    """Of the operation that comes second."""
+
+
+@dataclass(slots=True)
+class Window:
+    """What a client has been answered: by sequence."""
+
+    acknowledged: int = 0
+    results: dict[int, TransactionResult] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Model:
+    """The store after some commands. `run` carries out the next one."""
+
+    max_range: int
+    max_unchanged: int
+    cells: Cells = field(default_factory=dict)
+    revision: int = 0
+    log_time_ms: int = 0
+    oldest_revision: int = 0
+    past: dict[int, Cells] = field(default_factory=lambda: {0: {}})
+    """By revision, all cells as they were then."""
+    events: dict[int, list[Happened]] = field(default_factory=dict)
+    limits: dict[bytes, list[int]] = field(default_factory=dict)
+    """By key, the times at which something was taken: each once for each that it cost."""
+    windows: dict[int, Window] = field(default_factory=dict)
+    violations: set[Violation] = field(default_factory=set)
+    """Of the last transaction; the machine names one of them."""
+
+    def begin_entry(self, log_time_ms: int) -> None:
+        self.log_time_ms = max(self.log_time_ms, log_time_ms)
+
+    def run(self, command: Command) -> TransactionResult:
+        if not command.client_id:
+            return self._run(command)
+        if command.WhichOneof("command") == "register_client":
+            self.windows.setdefault(command.client_id, Window())
+            return self._nothing()
+        window = self.windows.get(command.client_id)
+        if window is None:
+            return self._nothing(OperationError.CLIENT_FORGOTTEN)
+        if command.sequence <= window.acknowledged:
+            return self._nothing(OperationError.RESULT_FORGOTTEN)
+        if command.sequence not in window.results:
+            window.results[command.sequence] = self._run(command)
+            window.acknowledged = max(window.acknowledged, command.acknowledged)
+        result = window.results[command.sequence]
+        for sequence in [one for one in window.results if one <= window.acknowledged]:
+            del window.results[sequence]
+        return result
+
+    def live(self, cells: Cells | None = None) -> Cells:
+        """The cells that have not expired."""
+        cells = self.cells if cells is None else cells
+        return {
+            key: cell
+            for key, cell in sorted(cells.items())
+            if not 0 < cell.expire_time_ms <= self.log_time_ms
+        }
+
+    def index(self) -> set[tuple[str, bytes, bytes]]:
+        return {
+            (index, value, key)
+            for key, cell in self.cells.items()
+            for index, value, _ in cell.entries
+        }
+
+    def _run(self, command: Command) -> TransactionResult:
+        match command.WhichOneof("command"):
+            case "transaction":
+                return self._transact(command.transaction)
+            case "sweep":
+                due = sorted(
+                    (cell.expire_time_ms, key)
+                    for key, cell in self.cells.items()
+                    if 0 < cell.expire_time_ms <= self.log_time_ms
+                )
+                kept = dict(self.cells)
+                for _, key in due[: command.sweep.limit]:
+                    del kept[key]
+                self._commit(kept)
+                return self._nothing()
+            case "compaction":
+                self.oldest_revision = max(
+                    self.oldest_revision, min(command.compaction.revision, self.revision)
+                )
+                return self._nothing()
+            case _:
+                return self._nothing()
+
+    def _nothing(self, reason: OperationError.Reason.ValueType | None = None) -> TransactionResult:
+        result = TransactionResult(
+            succeeded=reason is None, revision=self.revision, log_time_ms=self.log_time_ms
+        )
+        if reason is not None:
+            result.error.reason = reason
+        return result
+
+    def _transact(self, transaction: Transaction) -> TransactionResult:
+        run = _Run(self)
+        self.violations = run.violations
+        failed: int | None = None
+        try:
+            for position, check in enumerate(transaction.checks):
+                if not run.holds(check):
+                    failed = position
+                    break
+            branch = transaction.operations if failed is None else transaction.otherwise
+            results = []
+            for run.position, operation in enumerate(branch):
+                results.append(run.operate(operation))
+            run.expire_owners()
+        except Failed as failure:
+            return TransactionResult(
+                revision=self.revision,
+                failed_check=failed,
+                log_time_ms=self.log_time_ms,
+                error=OperationError(
+                    reason=failure.reason, operation=run.position, value=failure.value
+                ),
+            )
+        self._commit(run.cells)
+        self.limits = run.limits
+        return TransactionResult(
+            succeeded=failed is None,
+            revision=self.revision,
+            failed_check=failed,
+            results=results,
+            log_time_ms=self.log_time_ms,
+        )
+
+    def _commit(self, cells: Cells) -> None:
+        """Let these be the cells, at a new revision if there is an event."""
+        events = []
+        for key in sorted({*self.cells, *cells}):
+            before, after = self.cells.get(key), cells.get(key)
+            if before is after:
+                continue
+            if before is not None and after is not None and before.revision == after.revision:
+                continue  # touched
+            expired = before is not None and 0 < before.expire_time_ms <= self.log_time_ms
+            if expired:
+                events.append(Happened(EXPIRE, key, None, before))
+            if after is not None:
+                events.append(Happened(PUT, key, after, None if expired else before))
+            elif before is not None and not expired:
+                events.append(Happened(DELETE, key, None, before))
+        self.cells = dict(cells)
+        if events:
+            self.revision += 1
+            self.events[self.revision] = events
+            self.past[self.revision] = dict(cells)
+
+
+class _Run:
+    """A transaction under way."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.cells = dict(model.cells)
+        self.limits = {key: list(times) for key, times in model.limits.items()}
+        self.position = 0
+        self.wrote: dict[bytes, int] = {}
+        """By key, the operation that has last written or touched it."""
+        self.violations: set[Violation] = set()
+
+    # Checks.
+
+    def holds(self, check: Check) -> bool:
+        condition = check.WhichOneof("condition")
+        has_range = check.HasField("range")
+        inside = within(check.range) if has_range else check.key.__eq__
+        if condition == "unchanged_since":
+            return self._unchanged(check.unchanged_since, inside)
+        if not has_range:
+            return self._holds(check, self.model.live().get(check.key))
+        cells = [cell for key, cell in self.model.live().items() if inside(key)]
+        if condition == "exists":
+            return bool(cells) == check.exists
+        for count, cell in enumerate(cells):
+            if count == self.model.max_range:
+                raise Failed(OperationError.RANGE_TOO_LARGE)
+            if not self._holds(check, cell):
+                return False
+        if len(cells) > self.model.max_range:
+            raise Failed(OperationError.RANGE_TOO_LARGE)
+        return True
+
+    def _holds(self, check: Check, cell: Cell | None) -> bool:
+        match check.WhichOneof("condition"):
+            case "revision":
+                return check.revision == (cell.revision if cell else 0)
+            case "version":
+                return check.version == (cell.version if cell else 0)
+            case "exists":
+                return check.exists == (cell is not None)
+            case _:
+                return cell is not None and cell.value == check.value
+
+    def _unchanged(self, since: int, inside: Callable[[bytes], bool]) -> bool:
+        model = self.model
+        if since < model.oldest_revision:
+            return False
+        changed = [
+            event.key
+            for revision in range(since + 1, model.revision + 1)
+            for event in model.events[revision]
+        ]
+        expired = model.cells.keys() - model.live().keys()
+        seen = [*changed, *sorted(expired, key=lambda key: (model.cells[key].expire_time_ms, key))]
+        return len(seen) <= model.max_unchanged and not any(map(inside, seen))
+
+    # Operations.
+
+    def operate(self, operation: Operation) -> OperationResult:
+        live = self.model.live(self.cells)
+        result = OperationResult()
+        match operation.WhichOneof("operation"):
+            case "get":
+                result.get.SetInParent()
+                if cell := live.get(operation.get.key):
+                    result.get.record.CopyFrom(cell.record(operation.get.key))
+            case "put":
+                self._put(operation.put, live.get(operation.put.key), result)
+            case "delete":
+                self._delete(operation.delete, live, result)
+            case "add":
+                self._add(operation.add, live.get(operation.add.key), result)
+            case "list":
+                self._list(operation.list, live, result)
+            case "delete_range":
+                self._delete_range(operation.delete_range, live, result)
+            case "touch":
+                self._touch(operation.touch, live, result)
+            case _:
+                self._rate_limit(operation.rate_limit, result)
+        return result
+
+    def expire_owners(self) -> None:
+        """No two have one value of a unique index; who has expired gives way."""
+        live = self.model.live(self.cells)
+        for key, position in self.wrote.items():
+            cell = self.cells.get(key)
+            for entry in cell.entries if cell else ():
+                for owner, held in tuple(self.cells.items()):
+                    if owner == key or not entry[2] or entry not in held.entries:
+                        continue
+                    if owner in live:
+                        self.violations.add(Violation(entry[0], entry[1], owner, position))
+                    else:
+                        del self.cells[owner]
+        if self.violations:
+            raise Failed(OperationError.UNIQUE_VIOLATION)
+
+    def _after(self, ttl_ms: int) -> int:
+        return self.model.log_time_ms + ttl_ms if ttl_ms else 0
+
+    def _write(self, key: bytes, current: Cell | None, cell: Cell) -> None:
+        new = self.model.revision + 1
+        self.cells[key] = replace(
+            cell,
+            revision=new,
+            created_revision=current.created_revision if current else new,
+            version=current.version + 1 if current else 1,
+            update_time_ms=self.model.log_time_ms,
+        )
+        self.wrote[key] = self.position
+
+    def _put(self, put: PutOperation, current: Cell | None, result: OperationResult) -> None:
+        result.put.SetInParent()
+        if put.return_previous and current is not None:
+            result.put.previous.CopyFrom(current.record(put.key))
+        entries = tuple((one.index, one.value, one.unique) for one in put.index_entries)
+        ttl = self._after(put.ttl_ms)
+        self._write(put.key, current, Cell(put.value, 0, 0, 0, ttl, 0, put.metadata, entries))
+
+    def _delete(self, delete: DeleteOperation, live: Cells, result: OperationResult) -> None:
+        cell = live.get(delete.key)
+        result.delete.deleted = cell is not None
+        if cell is not None:
+            if delete.return_previous:
+                result.delete.previous.CopyFrom(cell.record(delete.key))
+            del self.cells[delete.key]
+
+    def _touch(self, touch: TouchOperation, live: Cells, result: OperationResult) -> None:
+        cell = live.get(touch.key)
+        result.touch.touched = cell is not None
+        if cell is not None:
+            self.cells[touch.key] = replace(cell, expire_time_ms=self._after(touch.ttl_ms))
+            self.wrote.setdefault(touch.key, self.position)
+
+    def _add(self, add: AddOperation, current: Cell | None, result: OperationResult) -> None:
+        if current is not None and not _is_integer(current.value):
+            raise Failed(OperationError.NOT_AN_INTEGER)
+        before = int(current.value) if current else 0
+        wanted = before + add.amount
+        low = add.min if add.HasField("min") else MIN
+        high = add.max if add.HasField("max") else MAX
+        value = wanted
+        if wanted > high and wanted > before:
+            value = max(high, before)
+        if wanted < low and wanted < before:
+            value = min(low, before)
+        if value != wanted and not add.saturate:
+            if MIN <= wanted <= MAX:
+                raise Failed(OperationError.OUT_OF_BOUNDS, before)
+            raise Failed(OperationError.INTEGER_OVERFLOW)
+        result.add.value, result.add.applied = value, value - before
+        if add.amount and value == before:
+            return
+        text = b"%d" % value
+        if current:
+            self._write(add.key, current, replace(current, value=text))
+        else:
+            self._write(add.key, None, Cell(text, 0, 0, 0, self._after(add.ttl_ms), 0, b"", ()))
+
+    def _list(self, request: ListOperation, live: Cells, result: OperationResult) -> None:
+        inside = within(request.range)
+        keys = sorted((key for key in live if inside(key)), reverse=request.reverse)
+        count = request.limit or 1000
+        result.list.more = len(keys) > count
+        for key in keys[:count]:
+            result.list.records.append(live[key].record(key, keys_only=request.keys_only))
+
+    def _delete_range(
+        self, request: DeleteRangeOperation, live: Cells, result: OperationResult
+    ) -> None:
+        inside = within(request.range)
+        keys = [key for key in live if inside(key)]
+        if len(keys) > self.model.max_range and not request.limit:
+            raise Failed(OperationError.RANGE_TOO_LARGE)
+        count = request.limit or len(keys)
+        for key in keys[:count]:
+            del self.cells[key]
+        result.delete_range.deleted = len(keys[:count])
+        result.delete_range.more = len(keys) > count
+
+    def _rate_limit(self, request: RateLimitOperation, result: OperationResult) -> None:
+        """Sliding logs: all that was taken in the window before now counts."""
+        now = self.model.log_time_ms
+        held = {}
+        for limit in request.limits:
+            times = [] if limit.reset else self.limits.get(limit.key, [])
+            held[limit.key] = [time for time in times if time > now - limit.window_ms]
+        allowed = all(_has_room(limit, held[limit.key]) for limit in request.limits)
+        result.rate_limit.allowed = allowed
+        for limit in request.limits:
+            result.rate_limit.states.add(allowed=_has_room(limit, held[limit.key]))
+            if allowed and (limit.cost or limit.reset):
+                self.limits[limit.key] = held[limit.key] + [now] * limit.cost
+
+
+def within(selected: KeyRange) -> Callable[[bytes], bool]:
+    return lambda key: selected.start <= key and (not selected.end or key < selected.end)
+
+
+def without_numbers(results: Iterable[OperationResult]) -> list[OperationResult]:
+    """Results that lack what the model does not know of rate limits: only what was allowed."""
+    copies = []
+    for result in results:
+        copy = OperationResult()
+        copy.CopyFrom(result)
+        for state in copy.rate_limit.states if result.HasField("rate_limit") else ():
+            for name in ("remaining", "retry_after_ms", "reset_after_ms"):
+                state.ClearField(name)
+        copies.append(copy)
+    return copies
+
+
+def _has_room(limit: RateLimit, times: list[int]) -> bool:
+    return len(times) + limit.cost <= limit.limit
+
+
+def _is_integer(value: bytes) -> bool:
+    try:
+        number = int(value)
+    except ValueError:
+        return False
+    return MIN <= number <= MAX and b"%d" % number == value
