@@ -15,7 +15,7 @@ revision that writes over it, or over its place in a unique index.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvorum_node.machine.working import OperationFailed, Working
 from kvorum_node.storage import layout
@@ -23,8 +23,7 @@ from kvorum_node.storage.layout import EventKind, ExpiryKind
 from kvorumpb.v1.command_pb2 import IndexEntry, OperationError, Record
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):  # made for every write: a frozen dataclass takes thrice as long
     """A key has changed. The records lack their key."""
 
     kind: EventKind
@@ -57,54 +56,54 @@ def commit(working: Working) -> list[Event]:
     if working.positions:
         _expire_owners(working)
     events: list[Event] = []
+    history, revision = working.tables.history, working.revision
     for key, record in working.written.items():
-        if key in working.touched:
-            continue
-        _note(events, working, key, record)
-    for ordinal, event in enumerate(events):
-        working.tables.history.put(
-            layout.history_key(working.revision, ordinal),
-            layout.encode_event(event.kind, working.log_time_ms, event.key),
-        )
-    for key, record in working.written.items():
-        _store(working, key, record)
+        stored = working.stored(key)
+        if stored.record is None and record is None:
+            continue  # put and deleted
+        if key not in working.touched:
+            for event in _events(working, key, stored.record, record):
+                history.put(
+                    layout.history_key(revision, len(events)),
+                    layout.encode_event(event.kind, working.log_time_ms, key),
+                )
+                events.append(event)
+            working.tables.keys.put(layout.version_key(key, revision), stored.data)
+        _store(working, key, stored.record, record)
     for key, state in working.limits.items():
         _store_limit(working, key, state)
     return events
 
 
-def _note(events: list[Event], working: Working, key: bytes, record: Record | None) -> None:
-    """What has happened to the key, at last: at most an expiry and one change."""
-    previous = working.stored(key).record
-    expired = previous is not None and working.has_expired(previous)
-    if expired:
-        events.append(Event(EventKind.EXPIRE, key, None, previous))
-    if record is not None:
-        kind = EventKind.PUT_AFTER_EXPIRE if expired else EventKind.PUT
-        events.append(Event(kind, key, record, None if expired else previous))
-    elif previous is not None and not expired:
-        events.append(Event(EventKind.DELETE, key, None, previous))
+def _events(
+    working: Working, key: bytes, before: Record | None, after: Record | None
+) -> tuple[Event, ...]:
+    """What has happened to the key: at most an expiry and one change."""
+    if before is None:
+        return (Event(EventKind.PUT, key, after, None),)
+    if working.has_expired(before):
+        expiry = Event(EventKind.EXPIRE, key, None, before)
+        if after is None:
+            return (expiry,)
+        return expiry, Event(EventKind.PUT_AFTER_EXPIRE, key, after, None)
+    if after is None:
+        return (Event(EventKind.DELETE, key, None, before),)
+    return (Event(EventKind.PUT, key, after, before),)
 
 
-def _store(working: Working, key: bytes, record: Record | None) -> None:
-    tables, stored = working.tables, working.stored(key)
-    before = stored.record
-    if record is None and before is None:
-        return  # put and deleted
-    if key not in working.touched:
-        tables.keys.put(layout.version_key(key, working.revision), stored.data)
-    if record is None:
-        tables.data.delete(key)
+def _store(working: Working, key: bytes, before: Record | None, after: Record | None) -> None:
+    if after is None:
+        working.tables.data.delete(key)
     else:
-        tables.data.put(key, record.SerializeToString())
+        working.tables.data.put(key, after.SerializeToString())
     expired_at = 0 if before is None else before.expire_time_ms
-    expires_at = 0 if record is None else record.expire_time_ms
+    expires_at = 0 if after is None else after.expire_time_ms
     if expired_at != expires_at:
         _schedule(working, ExpiryKind.RECORD, key, expired_at, expires_at)
     if before is not None and before.index_entries:
         _unindex(working, key, before.index_entries)
-    if record is not None and record.index_entries:
-        _index(working, key, record.index_entries)
+    if after is not None and after.index_entries:
+        _index(working, key, after.index_entries)
 
 
 def _store_limit(working: Working, key: bytes, state: bytes | None) -> None:

@@ -6,7 +6,7 @@ changes the tables: commit.py does, if the transaction succeeds.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvorum import limits
 from kvorum_node.machine import records
@@ -25,8 +25,7 @@ class OperationFailed(Exception):
         self.error = OperationError(reason=reason, message=message, value=value)
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(NamedTuple):  # made for every write: a frozen dataclass takes thrice as long
     """What a key holds before the transaction, expired or not."""
 
     data: bytes
