@@ -44,12 +44,12 @@ DEFAULT_PAGE_RECORDS: Final = 1_000
 MIN_INTEGER: Final = -(2**63)
 MAX_INTEGER: Final = 2**63 - 1
 
-# Rate limits: a state is at most 8 bytes for each of them.
+# Rate limits.
 MAX_RATE_LIMITS: Final = 16
 """In one operation."""
 MAX_RATE_LIMIT: Final = 1_000_000_000
 MAX_SLIDING_LOG_LIMIT: Final = 10_000
-"""Of the algorithm that remembers each event; the others remember a few numbers."""
+"""Of the algorithm that remembers each event, in 1 to 8 bytes; the others keep a few numbers."""
 MAX_RATE_WINDOW_MS: Final = 366 * 24 * 3600 * 1000
 
 # Exactly once.

@@ -11,8 +11,9 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from kvorum.errors import StorageError
+from kvorum_node.machine.rate_limits import ALGORITHMS
 from kvorum_node.raft.types import Entry
-from kvorumpb.v1.command_pb2 import CommandBatch, Transaction
+from kvorumpb.v1.command_pb2 import CommandBatch, Operation, Transaction
 
 FORMAT: Final = 2
 """CommandBatch.format: the instruction set that this version writes."""
@@ -53,7 +54,7 @@ def decode_batch(entry: Entry) -> CommandBatch:
 
 def _is_known(transaction: Transaction) -> bool:
     for operation in transaction.operations:
-        if operation.WhichOneof("operation") is None:
+        if not _is_known_operation(operation):
             return False
     # Absent from most transactions; asking is cheaper than iterating over nothing.
     if checks := transaction.checks:
@@ -62,6 +63,13 @@ def _is_known(transaction: Transaction) -> bool:
                 return False
     if otherwise := transaction.otherwise:
         for operation in otherwise:
-            if operation.WhichOneof("operation") is None:
+            if not _is_known_operation(operation):
                 return False
     return True
+
+
+def _is_known_operation(operation: Operation) -> bool:
+    kind = operation.WhichOneof("operation")
+    if kind == "rate_limit":
+        return all(limit.algorithm in ALGORITHMS for limit in operation.rate_limit.limits)
+    return kind is not None

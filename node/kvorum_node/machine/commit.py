@@ -109,6 +109,8 @@ def _store(working: Working, key: bytes, before: Record | None, after: Record | 
 def _store_limit(working: Working, key: bytes, state: bytes | None) -> None:
     table = working.tables.limits
     before = table.get(key)
+    if state is None and before is None:
+        return  # taken from and reset
     expired_at = 0 if before is None else layout.decode_limit(before)[0]
     expires_at = 0 if state is None else layout.decode_limit(state)[0]
     if state is None:

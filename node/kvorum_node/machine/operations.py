@@ -8,10 +8,9 @@ is bounded, whatever is stored.
 from typing import Final, assert_never
 
 from kvorum import limits
-from kvorum_node.machine import rate_limits
 from kvorum_node.machine.checks import bounds, too_many_records
+from kvorum_node.machine.rate_limits import Taken, take
 from kvorum_node.machine.working import OperationFailed, Working
-from kvorum_node.storage import layout
 from kvorumpb.v1.command_pb2 import (
     AddOperation,
     AddResult,
@@ -185,23 +184,22 @@ def _touch(touch: TouchOperation, working: Working) -> OperationResult:
 
 
 def _rate_limit(request: RateLimitOperation, working: Working) -> OperationResult:
-    now = working.log_time_ms
-    taken = []
+    """Take from all limits or from none: who is denied leaves everything as it is."""
+    taken: list[Taken] = []
+    changed: dict[bytes, Taken] = {}
     for limit in request.limits:
-        state = b"" if limit.reset else working.limit(limit.key)
-        taken.append(rate_limits.take(limit, state, now))
+        key = limit.key
+        state = changed[key].state if key in changed else working.limit(key)
+        one = take(limit, state, working.log_time_ms)
+        taken.append(one)
+        if one.changes:
+            changed[key] = one
     allowed = all(one.result.allowed for one in taken)
-    result = RateLimitResult(allowed=allowed)
-    for limit, one in zip(request.limits, taken, strict=True):
-        if allowed:
-            result.states.append(one.result)
-            if limit.reset and not one.state:
-                working.limits[limit.key] = None
-            elif limit.cost or limit.reset:
-                working.limits[limit.key] = layout.encode_limit(one.expire_time_ms, one.state)
-        else:
-            result.states.append(one.untaken)
-    return OperationResult(rate_limit=result)
+    if allowed:
+        for key, one in changed.items():
+            working.keep_limit(key, one.state, one.expire_time_ms)
+    states = [one.result if allowed else one.untaken for one in taken]
+    return OperationResult(rate_limit=RateLimitResult(allowed=allowed, states=states))
 
 
 def _integer(value: bytes) -> int:

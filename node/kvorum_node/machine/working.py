@@ -66,7 +66,7 @@ class Working:
         self.touched: set[bytes] = set()
         """Of those written, the keys of which only the expiry has changed."""
         self.limits: dict[bytes, bytes | None] = {}
-        """By key, what the rate limit will hold, as layout.encode_limit has it."""
+        """By key, what the rate limit will hold, as layout.encode_limit has it; None: nothing."""
         self.position = 0
         """Of the operation under way."""
         self.positions: dict[bytes, int] = {}
@@ -184,6 +184,10 @@ class Working:
             return b""
         expire_time_ms, state = layout.decode_limit(held)
         return b"" if expire_time_ms <= self.log_time_ms else state
+
+    def keep_limit(self, key: bytes, state: bytes, expire_time_ms: int) -> None:
+        """Let the rate limit have this state until then; an empty one is none."""
+        self.limits[key] = layout.encode_limit(expire_time_ms, state) if state else None
 
     def _present(self, key: bytes) -> Iterator[tuple[bytes, Record]]:
         record = self.written[key]
