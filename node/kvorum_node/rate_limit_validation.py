@@ -29,7 +29,7 @@ def validate_rate_limit(operation: RateLimitOperation, where: str) -> None:
     if count > limits.MAX_RATE_LIMITS:
         raise _exceeded(
             f"{where} of the transaction has {count:,} rate limits, more than"
-            f" {limits.MAX_RATE_LIMITS}: use several operations",
+            f" {limits.MAX_RATE_LIMITS}: leave some out",
             "MAX_RATE_LIMITS",
             count,
         )
