@@ -245,16 +245,16 @@ def test_a_changed_window_of_a_counter_places_what_was_taken_as_late_as_it_may_h
     begin_ms = 1_000_000_000
     kept = Kept(random.Random(0))
     kept.take(_limit(COUNTER, 10, 1000, cost=4), begin_ms + 300)
-    kept.take(_limit(COUNTER, 10, 1000, cost=3), begin_ms + 1700)
-    # Fixed windows of 200 ms: 3 at 1,700 at the latest, 4 at 999 at the latest.
+    kept.take(_limit(COUNTER, 10, 1000, cost=3), begin_ms + 1100)
+    # In fixed windows of 200 ms: 4 at 999 at the latest, 3 at 1,100.
     shorter = _limit(COUNTER, 10, 200, cost=0)
-    assert kept.take(shorter, begin_ms + 1799).remaining == 7
-    assert kept.take(shorter, begin_ms + 1800).remaining == 7
-    assert kept.take(shorter, begin_ms + 1801).remaining == 7
-    assert kept.take(shorter, begin_ms + 1999).remaining == 9
-    assert kept.take(shorter, begin_ms + 2000).remaining == 10
+    assert [
+        kept.take(shorter, begin_ms + at_ms).remaining
+        for at_ms in (1100, 1150, 1151, 1199, 1200, 1300, 1399, 1400)
+    ] == [5, 6, 6, 6, 7, 8, 9, 10]
     longer = _limit(COUNTER, 10, 5000, cost=0)
-    assert kept.take(longer, begin_ms + 1800).remaining == 3
+    assert kept.take(longer, begin_ms + 1100).remaining == 3
+    assert kept.take(longer, begin_ms + 2999).remaining == 3
     assert kept.take(longer, begin_ms + 2999).reset_after_ms == 1, "forgotten by what it was"
     assert kept.take(longer, begin_ms + 3000).remaining == 10
 
