@@ -39,6 +39,8 @@ MAX_PAGE_RECORDS: Final = 10_000
 MAX_PAGE_BYTES: Final = 4 * MIB
 """A page ends once it holds this much; a single larger record is a page alone."""
 DEFAULT_PAGE_RECORDS: Final = 1_000
+MAX_LONG_LISTS: Final = 4
+"""Lists that count, or pass over many expired records, which a node works on at a time."""
 
 # Integers that `add` keeps.
 MIN_INTEGER: Final = -(2**63)

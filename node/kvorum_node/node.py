@@ -123,7 +123,7 @@ class Node:
 
     async def stop(self) -> None:
         """Settle what is open, flush, and close everything. Never raises for a failed disk."""
-        self.dispatcher.drain()
+        await self.dispatcher.close()
         self.driver.stop()
         if self._running is not None:
             failure = (await asyncio.gather(self._running, return_exceptions=True))[0]

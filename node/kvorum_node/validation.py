@@ -24,7 +24,13 @@ from kvorumpb.v1.command_pb2 import (
     PutOperation,
     Transaction,
 )
-from kvorumpb.v1.kv_pb2 import ListRequest, PutRequest
+from kvorumpb.v1.kv_pb2 import (
+    Consistency,
+    GetRequest,
+    IndexSelection,
+    ListRequest,
+    PutRequest,
+)
 
 DEFAULT_NAMESPACE: Final = "default"
 
@@ -149,11 +155,16 @@ def validate_list(request: ListRequest) -> None:
         case "range":
             validate_range(request.range)
         case "index":
-            validate_index_name(request.index.index)
+            _validate_index_selection(request.index)
+            if request.revision or request.snapshot:
+                raise InvalidArgument(
+                    "a list by index reads the newest state only: leave out revision and snapshot"
+                )
         case None:
             pass
         case unexpected:
             assert_never(unexpected)
+    _validate_reading(request)
     validate_page_size(request.page_size)
 
 
@@ -184,6 +195,50 @@ def validate_page_size(page_size: int) -> None:
             maximum=limits.MAX_PAGE_RECORDS,
             actual=page_size,
         )
+
+
+def validate_get(request: GetRequest) -> None:
+    """Raises InvalidArgument or LimitExceeded if the request cannot be answered."""
+    validate_key(request.key)
+    _validate_reading(request)
+
+
+def _validate_reading(request: GetRequest | ListRequest) -> None:
+    """Of what, and how new, the answer is to be."""
+    if request.revision < 0:
+        raise InvalidArgument(
+            f"the revision is {request.revision}: give a revision of the store, or 0 for the newest"
+        )
+    if request.consistency not in Consistency.values():
+        raise InvalidArgument(
+            f"the consistency is {request.consistency}, which this node does not know"
+        )
+    if request.max_staleness_ms < 0:
+        raise InvalidArgument(
+            f"the staleness is {request.max_staleness_ms} ms at most: give at least 1, or 0 for any"
+        )
+
+
+def _validate_index_selection(selected: IndexSelection) -> None:
+    validate_index_name(selected.index)
+    match selected.WhichOneof("values"):
+        case "value":
+            validate_index_value(selected.value)
+        case "prefix":
+            validate_index_value(selected.prefix)
+        case "range":
+            start, end = selected.range.start, selected.range.end
+            validate_index_value(start)
+            validate_index_value(end)
+            if end and end < start:
+                raise InvalidArgument(
+                    f"the range of values ends at {_shown(end)}, before its start {_shown(start)}:"
+                    " swap them, or leave the end empty to list to the last value"
+                )
+        case None:
+            pass
+        case unexpected:
+            assert_never(unexpected)
 
 
 def _validate_checks(checks: Iterable[Check]) -> None:

@@ -159,9 +159,9 @@ def test_a_list_stays_within_its_group(engine: Engine, machine: Machine) -> None
 def test_a_token_of_another_selection_is_refused(machine: Machine) -> None:
     _fill(machine, [b"a1", b"a2", b"b1", b"b2"])
     token = machine.list(ListRequest(prefix=b"a", page_size=1)).next_page_token
-    with pytest.raises(InvalidCursor, match="another prefix or range"):
+    with pytest.raises(InvalidCursor, match="another prefix, range or index"):
         machine.list(ListRequest(prefix=b"b", page_token=token))
-    with pytest.raises(InvalidCursor, match="another prefix or range"):
+    with pytest.raises(InvalidCursor, match="another prefix, range or index"):
         machine.list(ListRequest(page_token=token))
     same = ListRequest(range=KeyRange(start=b"a", end=b"b"), page_token=token)
     assert _keys(machine.list(same)) == [b"a2"]

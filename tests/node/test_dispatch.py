@@ -100,8 +100,10 @@ async def test_put_get_and_delete(dispatcher: Dispatcher) -> None:
             "revision": "2",
             "created_revision": "1",
             "version": "2",
+            "update_time_ms": "1000",
         },
         "revision": "2",
+        "log_time_ms": "1000",
     }
     deleted = (await ask_one(dispatcher, delete(4, b"k"))).delete
     assert (deleted.deleted, deleted.revision) == (True, 3)

@@ -299,7 +299,7 @@ class Process:
         """End as after SIGTERM."""
 
         async def stop() -> None:
-            self.dispatcher.drain()
+            await self.dispatcher.close()
             self.driver.stop()
             await asyncio.gather(self._running, return_exceptions=True)
             await self.driver.flush_state()

@@ -13,6 +13,7 @@ How a write passes through, in the order to read the files:
     machine.py       the overlay and where it leads to (standing.py) go to the engine
                      in one batch
     listing.py       pages of records, with cursor.py for the place to go on from
+    history.py       a record as it was at an earlier revision, and past.py a range of them
     content_hash.py  proof that two nodes hold the same
     snapshot.py      the whole state as a stream, and a stream as a state
 
@@ -27,6 +28,7 @@ of a batch and the reserved rows of the key layout are their places.
 
 from kvorum_node.machine.commands import FORMAT, UnknownCommand
 from kvorum_node.machine.content_hash import ContentHash, ContentHasher
+from kvorum_node.machine.listing import Listing
 from kvorum_node.machine.machine import Machine
 from kvorum_node.machine.snapshot import SnapshotDamaged, SnapshotReader, Staging
 
@@ -34,6 +36,7 @@ __all__ = [
     "FORMAT",
     "ContentHash",
     "ContentHasher",
+    "Listing",
     "Machine",
     "SnapshotDamaged",
     "SnapshotReader",

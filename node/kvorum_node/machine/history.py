@@ -30,13 +30,16 @@ def require_readable(revision: int, oldest: int, newest: int) -> None:
         )
 
 
-def record_at(tables: Tables, key: bytes, revision: int) -> Record | None:
-    """What the key held when the store was at the revision, which must be readable."""
-    end = layout.version_key(key, 2**64 - 1)
-    changed = next(tables.keys.scan(layout.version_key(key, revision + 1), end), None)
+def record_at(
+    tables: Tables, key: bytes, revision: int, *, newest: int | None = None
+) -> Record | None:
+    """What the key held when the store was at the revision, which must be readable.
+
+    `newest` is where the store is now, if the caller knows: at it, nothing has changed since.
+    """
+    changed = None
+    if revision != newest:
+        end = layout.version_key(key, 2**64 - 1)
+        changed = next(tables.keys.scan(layout.version_key(key, revision + 1), end), None)
     data = tables.data.get(key) if changed is None else changed[1]
-    if not data:
-        return None
-    record = Record(key=key)
-    records.load(record, key, data)
-    return record
+    return records.read(key, data) if data else None

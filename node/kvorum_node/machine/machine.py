@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import TypeAlias, assert_never
 
 from kvorum.errors import StorageError
-from kvorum_node.machine import history, listing, records
+from kvorum_node.machine import history, records
 from kvorum_node.machine.clients import Clients
 from kvorum_node.machine.commands import decode_batch
 from kvorum_node.machine.commit import Event
 from kvorum_node.machine.content_hash import ContentHasher
 from kvorum_node.machine.execution import Execution
+from kvorum_node.machine.listing import Listing, View
 from kvorum_node.machine.snapshot import SnapshotReader, Staging
 from kvorum_node.machine.standing import Standing, load_staged
 from kvorum_node.machine.tables import Tables
@@ -143,8 +144,7 @@ class Machine:
         stored = self._engine.get(Family.DATA, layout.data_key(self._space, key))
         if stored is None:
             return None
-        record = Record(key=key)
-        records.load(record, key, stored)
+        record = records.read(key, stored)
         return None if 0 < record.expire_time_ms <= self.log_time_ms else record
 
     def require_readable(self, revision: int) -> None:
@@ -152,12 +152,22 @@ class Machine:
         history.require_readable(revision, self.oldest_revision, self.revision)
 
     def list(self, request: ListRequest) -> ListResponse:
-        """A page of records in key order; the request must have passed validate_list.
+        """A page of records; the request must have passed validate_list. Raises as begin_list."""
+        response = ListResponse()
+        listing = self.begin_list(request, response)
+        while not listing.step():
+            pass
+        return response
 
-        Costs what the page costs, however many records there are before and
-        after it. Raises InvalidCursor if the page token is not one of this list.
+    def begin_list(self, request: ListRequest, response: ListResponse) -> Listing:
+        """Begin to fill the response, whatever is applied or installed meanwhile.
+
+        Costs what the page costs, however many records there are before and after it;
+        and a look at each record that has expired on the way, and at all if they are to
+        be counted. Raises InvalidCursor if the page token is not one of this list, and
+        Compacted or FutureRevision if the revision cannot be read.
         """
-        return listing.list_records(self._engine, self._space, self._standing.revision, request)
+        return Listing(request, response, self._space.group, self._look)
 
     def content_hash(self) -> ContentHasher:
         """Begin to hash all records as they are now, whatever is applied meanwhile."""
@@ -232,6 +242,12 @@ class Machine:
 
     def _tables(self) -> Tables:
         return Tables(self._engine, self._space)
+
+    def _look(self) -> View:
+        standing = self._standing
+        return View(
+            self._tables(), standing.revision, standing.log_time_ms, standing.oldest_revision
+        )
 
 
 def _carry_out(

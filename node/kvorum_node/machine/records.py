@@ -24,6 +24,13 @@ def load(record: Record, key: bytes, stored: bytes) -> None:
         ) from error
 
 
+def read(key: bytes, stored: bytes) -> Record:
+    """The record that the engine holds under the key, with its key. Raises like `load`."""
+    record = Record(key=key)
+    load(record, key, stored)
+    return record
+
+
 def without_value(record: Record) -> Record:
     """A copy that lacks value and metadata, for whoever asks for keys only."""
     return Record(

@@ -9,10 +9,11 @@ state machine what it does, and kvorum/status.py how an error travels.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from kvorum import limits
 from kvorum.errors import (
+    DeadlineExceeded,
     IntegerOverflow,
     InvalidArgument,
     KvorumError,
@@ -25,8 +26,9 @@ from kvorum.errors import (
 from kvorum.status import to_status
 from kvorum_node import validation
 from kvorum_node.group import Group
+from kvorum_node.machine import Listing
 from kvorumpb.v1.command_pb2 import CommandBatch, OperationError, TransactionResult
-from kvorumpb.v1.kv_pb2 import Call, Reply
+from kvorumpb.v1.kv_pb2 import Call, GetRequest, GetResponse, ListRequest, Reply
 
 Emit = Callable[[Iterable[Reply]], None]
 
@@ -43,17 +45,26 @@ class Dispatcher:
     def __init__(self, group: Group) -> None:
         self._group = group
         self._draining = False
+        self._closed = False
         self._reading_transactions = 0
+        self._long_lists: set[asyncio.Task[None]] = set()
 
     def drain(self) -> None:
         """Refuse calls from now on; those under way go on."""
         self._draining = True
 
+    async def close(self) -> None:
+        """Also give up the lists under way: they are answered with an error."""
+        self._draining = self._closed = True
+        if self._long_lists:
+            await asyncio.wait(self._long_lists)
+
     def dispatch(self, calls: Iterable[Call], emit: Emit) -> None:
         """Start the calls. `emit` is given each one's reply exactly once, at once or in parts.
 
         It may take the replies from what it is given when it has room for them: a
-        read is carried out then, so that its records wait for nobody in memory.
+        read is carried out then, so that its records wait for nobody in memory. Only a
+        list that takes long is carried out in a task of its own.
         """
         loop = asyncio.get_running_loop()
         refused: list[Reply] = []
@@ -146,26 +157,60 @@ class Dispatcher:
         def answer(future: asyncio.Future[None]) -> None:
             error = future.exception()
             if error is None:
-                emit(self._read_reply(call) for call in calls)
+                emit(self._read_replies(calls, deadline, emit))
             else:
                 emit(_refusals((call.id for call in calls), error))
 
         future.add_done_callback(answer)
 
-    def _read_reply(self, call: Call) -> Reply:
-        reply = Reply(id=call.id)
+    def _read_replies(self, calls: list[Call], deadline: float, emit: Emit) -> Iterator[Reply]:
+        for call in calls:
+            reply = Reply(id=call.id)
+            try:
+                if call.WhichOneof("request") == "get":
+                    self._get(call.get, reply.get)
+                elif not self._list(call.list, reply, deadline, emit):
+                    continue
+            except KvorumError as error:
+                reply.error.CopyFrom(to_status(error))
+            yield reply
+
+    def _get(self, request: GetRequest, response: GetResponse) -> None:
         machine = self._group.machine
+        record = machine.get(request.key, revision=request.revision)
+        response.revision = request.revision or machine.revision
+        response.log_time_ms = machine.log_time_ms
+        if record is not None:
+            response.record.CopyFrom(record)
+
+    def _list(self, request: ListRequest, reply: Reply, deadline: float, emit: Emit) -> bool:
+        """Fill the reply. False if that takes long: then it is emitted when it is done."""
+        if request.count and len(self._long_lists) >= limits.MAX_LONG_LISTS:
+            raise _too_many_long_lists()
+        listing = self._group.machine.begin_list(request, reply.list)
+        if not request.count:
+            if listing.step():
+                return True
+            if len(self._long_lists) >= limits.MAX_LONG_LISTS:
+                raise _too_many_long_lists()
+        task = asyncio.create_task(self._finish(listing, reply, deadline, emit))
+        self._long_lists.add(task)
+        task.add_done_callback(self._long_lists.discard)
+        return False
+
+    async def _finish(self, listing: Listing, reply: Reply, deadline: float, emit: Emit) -> None:
+        """Work on the list slice by slice: the node goes on between two of them."""
+        now = asyncio.get_running_loop().time
         try:
-            if call.WhichOneof("request") == "get":
-                reply.get.revision = machine.revision
-                record = machine.get(call.get.key)
-                if record is not None:
-                    reply.get.record.CopyFrom(record)
-            else:
-                reply.list.CopyFrom(machine.list(call.list))
+            while not listing.step():
+                await asyncio.sleep(0)
+                if self._closed:
+                    raise ShuttingDown("the node stopped before the list was complete")
+                if now() >= deadline:
+                    raise DeadlineExceeded("time ran out before the list was complete")
         except KvorumError as error:
             reply.error.CopyFrom(to_status(error))
-        return reply
+        emit([reply])
 
 
 def _add_command(call: Call, commands: CommandBatch) -> bool:
@@ -215,10 +260,19 @@ def _too_many_reading_transactions() -> Overloaded:
     )
 
 
+def _too_many_long_lists() -> Overloaded:
+    return Overloaded(
+        "the node works on as many lists that count, or pass over many expired records, as it"
+        " may; try again soon",
+        limit="MAX_LONG_LISTS",
+        maximum=limits.MAX_LONG_LISTS,
+    )
+
+
 def _validate_read(call: Call) -> None:
     if call.WhichOneof("request") == "get":
         validation.validate_namespace(call.get.namespace)
-        validation.validate_key(call.get.key)
+        validation.validate_get(call.get)
     else:
         validation.validate_namespace(call.list.namespace)
         validation.validate_list(call.list)

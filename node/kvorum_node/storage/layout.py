@@ -215,6 +215,15 @@ def index_key(index: str, value: bytes, key: bytes) -> bytes:
     return index_prefix(index) + terminated(value) + key
 
 
+def index_range(index: str, start: bytes, end: bytes | None) -> tuple[bytes, bytes | None]:
+    """Where the entries with values from start (included) to end (excluded) are."""
+    prefix = index_prefix(index)
+    return (
+        prefix + terminated(start),
+        prefix_end(prefix) if end is None else prefix + terminated(end),
+    )
+
+
 def split_index_key(stored: bytes, index: str) -> tuple[bytes, bytes]:
     """Value and user key of an entry of the index."""
     rest = stored[len(index_prefix(index)) :]
