@@ -1,12 +1,14 @@
 """Every limit: at it, one above, and at zero. Every refusal says what and where."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from kvorum import limits
 from kvorum.errors import InvalidArgument, LimitExceeded, NamespaceNotFound
 from kvorum_node.validation import (
+    validate_get,
     validate_key,
     validate_list,
     validate_namespace,
@@ -14,7 +16,7 @@ from kvorum_node.validation import (
     validate_value,
 )
 from kvorumpb.v1.command_pb2 import Check, KeyRange, Operation, Transaction
-from kvorumpb.v1.kv_pb2 import ListRequest
+from kvorumpb.v1.kv_pb2 import Consistency, GetRequest, IndexSelection, ListRequest
 from tests.support.commands import add, at_revision, delete, exists, get, put, transaction
 
 LONGEST_KEY = b"k" * limits.MAX_KEY_BYTES
@@ -271,3 +273,90 @@ def test_a_page_size_above_its_limit(size: int) -> None:
     with pytest.raises(LimitExceeded, match="follow the page token") as raised:
         validate_list(ListRequest(page_size=size))
     _assert_limit(raised, "MAX_PAGE_RECORDS", size)
+
+
+def _index(**values: Any) -> ListRequest:
+    return ListRequest(index=IndexSelection(index="i", **values))
+
+
+LONGEST_VALUE = b"v" * limits.MAX_INDEX_VALUE_BYTES
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        _index(),
+        _index(value=b""),
+        _index(value=LONGEST_VALUE),
+        _index(prefix=LONGEST_VALUE),
+        _index(range=KeyRange(start=LONGEST_VALUE, end=LONGEST_VALUE)),
+        _index(range=KeyRange(start=b"b")),
+        ListRequest(index=IndexSelection(index="i" * limits.MAX_INDEX_NAME_BYTES)),
+    ],
+)
+def test_a_list_by_index_within_its_limits(request_: ListRequest) -> None:
+    validate_list(request_)
+
+
+@pytest.mark.parametrize(
+    ("request_", "what"),
+    [
+        (_index(value=LONGEST_VALUE + b"v"), "the value"),
+        (_index(prefix=LONGEST_VALUE + b"v"), "the prefix"),
+        (_index(range=KeyRange(start=LONGEST_VALUE + b"v")), "the start of the range"),
+        (_index(range=KeyRange(end=LONGEST_VALUE + b"v")), "the end of the range"),
+    ],
+)
+def test_a_value_of_an_index_above_its_limit(request_: ListRequest, what: str) -> None:
+    with pytest.raises(LimitExceeded, match=what) as raised:
+        validate_list(request_)
+    _assert_limit(raised, "MAX_INDEX_VALUE_BYTES", limits.MAX_INDEX_VALUE_BYTES + 1)
+
+
+def test_the_name_of_an_index() -> None:
+    with pytest.raises(InvalidArgument, match="the name of an index is empty"):
+        validate_list(ListRequest(index=IndexSelection(value=b"v")))
+    for name in ("i" * (limits.MAX_INDEX_NAME_BYTES + 1), "é" * 129):
+        with pytest.raises(LimitExceeded, match="shorten it") as raised:
+            validate_list(ListRequest(index=IndexSelection(index=name)))
+        _assert_limit(raised, "MAX_INDEX_NAME_BYTES", len(name.encode()))
+
+
+def test_a_range_of_values_that_ends_before_its_start() -> None:
+    with pytest.raises(InvalidArgument, match="values ends at 'a', before its start 'b': swap"):
+        validate_list(_index(range=KeyRange(start=b"b", end=b"a")))
+
+
+@pytest.mark.parametrize("mode", [{"revision": 1}, {"snapshot": True}])
+def test_an_index_has_no_past(mode: Any) -> None:
+    with pytest.raises(InvalidArgument, match="by index reads the newest state only"):
+        validate_list(ListRequest(index=IndexSelection(index="i"), **mode))
+
+
+def _validate(request: GetRequest | ListRequest) -> None:
+    if isinstance(request, GetRequest):
+        request.key = b"k"
+        validate_get(request)
+    else:
+        validate_list(request)
+
+
+@pytest.mark.parametrize("kind", [GetRequest, ListRequest])
+def test_how_new_a_read_is_to_be(kind: type[GetRequest] | type[ListRequest]) -> None:
+    for revision in (0, 1, 2**63 - 1):
+        _validate(kind(revision=revision))
+    with pytest.raises(InvalidArgument, match=r"the revision is -1: .* 0 for the newest"):
+        _validate(kind(revision=-1))
+    for consistency in Consistency.values():
+        _validate(kind(consistency=consistency, max_staleness_ms=1))
+    with pytest.raises(InvalidArgument, match="the consistency is 4, which this node does not"):
+        _validate(kind.FromString(kind(consistency=4).SerializeToString()))  # type: ignore[arg-type]  # what is tested
+    with pytest.raises(InvalidArgument, match="the staleness is -1 ms"):
+        _validate(kind(max_staleness_ms=-1))
+
+
+@pytest.mark.parametrize("key", [b"", LONGEST_KEY + b"k"])
+def test_a_get_has_a_key(key: bytes) -> None:
+    validate_get(GetRequest(key=LONGEST_KEY))
+    with pytest.raises(InvalidArgument):
+        validate_get(GetRequest(key=key))

@@ -9,6 +9,7 @@ from google.protobuf.json_format import MessageToDict
 from kvorum import limits
 from kvorum.errors import (
     DeadlineExceeded,
+    FutureRevision,
     IntegerOverflow,
     InvalidArgument,
     InvalidCursor,
@@ -21,9 +22,10 @@ from kvorum.errors import (
     ShuttingDown,
 )
 from kvorum.status import from_status
+from kvorum_node.machine import listing
 from kvorum_node.raft.messages import AppendEntries, Heartbeat
 from kvorum_node.services.dispatch import Dispatcher
-from kvorumpb.v1.command_pb2 import KeyRange
+from kvorumpb.v1.command_pb2 import Command, CommandBatch, KeyRange
 from kvorumpb.v1.kv_pb2 import (
     Call,
     DeleteRequest,
@@ -188,6 +190,10 @@ async def test_a_mixed_batch_is_one_entry_and_its_reads_see_no_less_than_before_
         (Call(list=ListRequest(page_size=limits.MAX_PAGE_RECORDS + 1)), LimitExceeded),
         (Call(list=ListRequest(range=KeyRange(start=b"b", end=b"a"))), InvalidArgument),
         (Call(list=ListRequest(page_token="made up")), InvalidCursor),
+        (Call(list=ListRequest(page_token="made up", count=True)), InvalidCursor),
+        (Call(get=GetRequest(key=b"k", revision=-1)), InvalidArgument),
+        (Call(get=GetRequest(key=b"k", revision=99)), FutureRevision),
+        (Call(list=ListRequest(revision=99)), FutureRevision),
     ],
     ids=lambda one: one.WhichOneof("request") if isinstance(one, Call) else one.__name__,
 )
@@ -349,3 +355,121 @@ async def test_few_transactions_with_gets_are_under_way_at_once() -> None:
             refused = [reply for reply in replies if reply.HasField("error")]
             assert [reply.id for reply in refused] == [most]
             assert isinstance(error_of(refused[0]), Overloaded)
+
+
+# Lists that take long.
+
+
+def count(call: int, timeout_ms: int = 0) -> Call:
+    return Call(id=call, timeout_ms=timeout_ms, list=ListRequest(page_size=1, count=True))
+
+
+@pytest.fixture
+def slow_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record is a slice."""
+    monkeypatch.setattr(listing, "SLICE_RECORDS", 1)
+
+
+@pytest.mark.usefixtures("slow_counts")
+async def test_a_count_lets_others_go_on(dispatcher: Dispatcher) -> None:
+    await ask(dispatcher, *(put(number, b"k%d" % number) for number in range(500)))
+    answered: list[Reply] = []
+    dispatcher.dispatch([count(1)], answered.extend)
+    written = await ask_one(dispatcher, put(2, b"new"))
+    assert written.put.revision == 501
+    assert not answered
+    await eventually(lambda: answered)
+    [reply] = answered
+    assert (reply.id, reply.list.count, reply.list.revision) == (1, 500, 500)
+    assert [record.key for record in reply.list.records] == [b"k0"]
+
+
+async def test_a_count_of_nothing_is_there(dispatcher: Dispatcher) -> None:
+    replies = await ask(dispatcher, count(1), Call(id=2, list=ListRequest()))
+    assert replies[1].list.HasField("count")
+    assert replies[1].list.count == 0
+    assert not replies[2].list.HasField("count")
+
+
+@pytest.mark.usefixtures("slow_counts")
+async def test_few_lists_that_take_long_are_under_way_at_once(dispatcher: Dispatcher) -> None:
+    await ask(dispatcher, *(put(number, b"k%d" % number) for number in range(50)))
+    most = limits.MAX_LONG_LISTS
+    for _ in range(2):  # the second time, the first ones have made room
+        replies = await ask(dispatcher, *(count(number) for number in range(most + 1)))
+        refused = [number for number, reply in replies.items() if reply.HasField("error")]
+        assert len(refused) == 1
+        assert isinstance(error_of(replies[refused[0]]), Overloaded)
+
+
+@pytest.mark.usefixtures("slow_counts")
+async def test_a_list_of_what_has_expired_takes_long_too(
+    n1: DrivenNode, dispatcher: Dispatcher
+) -> None:
+    expiring = [
+        commands.transaction(commands.put(b"k%d" % number, ttl_ms=5)) for number in range(50)
+    ]
+    calls = [
+        Call(id=number, txn=TxnRequest(transaction=one)) for number, one in enumerate(expiring)
+    ]
+    n1.clock_ms += 1
+    await n1.group.submit(
+        CommandBatch(
+            commands=[Command(transaction=call.txn.transaction) for call in calls]
+        ).SerializeToString(),
+        len(calls),
+        deadline=n1.now + 60,
+    )
+    n1.clock_ms += 10
+    await ask(dispatcher, put(1, b"z"))
+    most = limits.MAX_LONG_LISTS
+    lists = [Call(id=number, list=ListRequest()) for number in range(most + 1)]
+    replies = await ask(dispatcher, *lists)
+    refused = [reply for reply in replies.values() if reply.HasField("error")]
+    assert [type(error_of(reply)) for reply in refused] == [Overloaded]
+    for reply in replies.values():
+        if reply not in refused:
+            assert [record.key for record in reply.list.records] == [b"z"]
+
+
+@pytest.mark.usefixtures("slow_counts")
+async def test_what_takes_too_long_is_given_up(n1: DrivenNode, dispatcher: Dispatcher) -> None:
+    await ask(dispatcher, *(put(number, b"k%d" % number) for number in range(20_000)))
+    reply = await ask_one(dispatcher, count(1, timeout_ms=50))
+    error = from_status(reply.error)
+    assert isinstance(error, DeadlineExceeded)
+    assert not error.maybe_applied
+
+
+@pytest.mark.usefixtures("slow_counts")
+async def test_closing_gives_up_the_lists_under_way(dispatcher: Dispatcher) -> None:
+    await ask(dispatcher, *(put(number, b"k%d" % number) for number in range(100)))
+    before = asyncio.all_tasks()
+    answered: list[Reply] = []
+
+    def emit(replies: Iterable[Reply]) -> None:
+        answered.extend(replies)
+
+    dispatcher.dispatch([count(number) for number in range(limits.MAX_LONG_LISTS)], emit)
+    await eventually(lambda: asyncio.all_tasks() > before)
+    await dispatcher.close()
+    assert asyncio.all_tasks() == before
+    assert [type(error_of(reply)) for reply in answered] == [ShuttingDown] * limits.MAX_LONG_LISTS
+
+
+async def test_a_past_revision(dispatcher: Dispatcher) -> None:
+    await ask(dispatcher, put(1, b"k", b"one"))
+    await ask(dispatcher, put(1, b"k", b"two"), put(2, b"l"))
+    past = Call(get=GetRequest(key=b"k", revision=1))
+    found = (await ask_one(dispatcher, past)).get
+    assert (found.record.value, found.revision, found.log_time_ms) == (b"one", 1, 1_000)
+    listed = (await ask_one(dispatcher, Call(list=ListRequest(revision=1)))).list
+    assert [record.value for record in listed.records] == [b"one"]
+    assert (listed.revision, listed.log_time_ms) == (1, 1_000)
+    for call in (
+        Call(get=GetRequest(key=b"k", revision=4)),
+        Call(list=ListRequest(revision=4)),
+    ):
+        error = error_of(await ask_one(dispatcher, call))
+        assert isinstance(error, FutureRevision)
+        assert error.metadata == {"revision": "4", "newest_revision": "3"}

@@ -10,17 +10,40 @@ from kvorumpb.v1.command_pb2 import (
     Check,
     Command,
     CommandBatch,
+    Compaction,
     DeleteOperation,
     GetOperation,
+    IndexEntry,
     Operation,
     PutOperation,
+    Sweep,
+    TouchOperation,
     Transaction,
     TransactionResult,
 )
 
 
-def put(key: bytes, value: bytes = b"value") -> Operation:
-    return Operation(put=PutOperation(key=key, value=value))
+def put(
+    key: bytes,
+    value: bytes = b"value",
+    *,
+    ttl_ms: int = 0,
+    metadata: bytes = b"",
+    entries: Iterable[IndexEntry] = (),
+) -> Operation:
+    return Operation(
+        put=PutOperation(
+            key=key, value=value, ttl_ms=ttl_ms, metadata=metadata, index_entries=entries
+        )
+    )
+
+
+def indexed(index: str, value: bytes, *, unique: bool = False) -> IndexEntry:
+    return IndexEntry(index=index, value=value, unique=unique)
+
+
+def touch(key: bytes, ttl_ms: int = 0) -> Operation:
+    return Operation(touch=TouchOperation(key=key, ttl_ms=ttl_ms))
 
 
 def get(key: bytes) -> Operation:
@@ -52,11 +75,12 @@ def transaction(
 
 
 def entry(index: int, *transactions: Transaction, log_time_ms: int = 0) -> Entry:
-    batch = CommandBatch(
-        format=FORMAT,
-        log_time_ms=log_time_ms,
-        commands=[Command(transaction=each) for each in transactions],
-    )
+    commands = [Command(transaction=each) for each in transactions]
+    return entry_of(index, *commands, log_time_ms=log_time_ms)
+
+
+def entry_of(index: int, *commands: Command, log_time_ms: int = 0) -> Entry:
+    batch = CommandBatch(format=FORMAT, log_time_ms=log_time_ms, commands=commands)
     return Entry(Index(index), Term(1), EntryKind.COMMANDS, batch.SerializeToString())
 
 
@@ -64,10 +88,27 @@ def noop(index: int) -> Entry:
     return Entry(Index(index), Term(1))
 
 
-def run(machine: Machine, *transactions: Transaction) -> list[TransactionResult]:
+def run(
+    machine: Machine, *transactions: Transaction, log_time_ms: int = 0
+) -> list[TransactionResult]:
     """Apply the transactions as the machine's next entry."""
-    [results] = machine.apply([entry(machine.applied + 1, *transactions)])
+    next_entry = entry(machine.applied + 1, *transactions, log_time_ms=log_time_ms)
+    [results] = machine.apply([next_entry])
     return results
+
+
+def run_command(machine: Machine, command: Command, *, log_time_ms: int = 0) -> TransactionResult:
+    """Apply the command as the machine's next entry."""
+    [[result]] = machine.apply([entry_of(machine.applied + 1, command, log_time_ms=log_time_ms)])
+    return result
+
+
+def sweep(machine: Machine, limit: int = 1_000, *, log_time_ms: int = 0) -> TransactionResult:
+    return run_command(machine, Command(sweep=Sweep(limit=limit)), log_time_ms=log_time_ms)
+
+
+def compact(machine: Machine, revision: int, limit: int = 10_000) -> TransactionResult:
+    return run_command(machine, Command(compaction=Compaction(revision=revision, limit=limit)))
 
 
 def run_one(
@@ -75,9 +116,11 @@ def run_one(
     *operations: Operation,
     checks: Iterable[Check] = (),
     otherwise: Iterable[Operation] = (),
+    log_time_ms: int = 0,
 ) -> TransactionResult:
     """Apply one transaction as the machine's next entry."""
-    [result] = run(machine, transaction(*operations, checks=checks, otherwise=otherwise))
+    one = transaction(*operations, checks=checks, otherwise=otherwise)
+    [result] = run(machine, one, log_time_ms=log_time_ms)
     return result
 
 
