@@ -144,6 +144,7 @@ def test_clocks_and_chance_are_read_in_named_files_only() -> None:
         NODE / "node.py": "the leader's clock for log time, and the election's chance",
         NODE / "storage/data_directory.py": "a fresh cluster id",
         CLIENT / "backends": "jitter of retries, deadlines",
+        CLIENT / "entry.py": "times that the store has given, and none beside them",
         CLIENT / "sync.py": "threads",
         CLIENT / "cli": "progress, waiting for processes",
     }

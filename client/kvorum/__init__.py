@@ -59,7 +59,7 @@ from kvorum.errors import (
 
 if TYPE_CHECKING:
     from kvorum.atomic import Atomic, AtomicResult, SyncAtomic
-    from kvorum.entry import Entry, Page
+    from kvorum.entry import Entry, IndexEntry, Page
     from kvorum.kv import KV
     from kvorum.opening import open, open_sync  # noqa: A004 - kvorum.open is meant to read like open
     from kvorum.sync import SyncKV
@@ -81,6 +81,7 @@ __all__ = [
     "DecodeError",
     "Entry",
     "FutureRevision",
+    "IndexEntry",
     "IntegerOverflow",
     "InvalidArgument",
     "InvalidCursor",
@@ -123,6 +124,7 @@ _HOMES = {
     "Atomic": "kvorum.atomic",
     "AtomicResult": "kvorum.atomic",
     "Entry": "kvorum.entry",
+    "IndexEntry": "kvorum.entry",
     "Page": "kvorum.entry",
     "SyncAtomic": "kvorum.atomic",
     "SyncKV": "kvorum.sync",

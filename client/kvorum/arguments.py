@@ -29,6 +29,21 @@ def check_revision(revision: object) -> int:
     return revision
 
 
+def check_past_revision(revision: object) -> int:
+    """What a read wants for the revision; 0, which is now, for None."""
+    if revision is None:
+        return 0
+    if not isinstance(revision, int) or not 1 <= revision <= limits.MAX_INTEGER:
+        raise InvalidArgument(f"the revision to read at is an int from 1, not {revision!r}")
+    return revision
+
+
+def check_index(name: object) -> str:
+    if not isinstance(name, str) or not name:
+        raise InvalidArgument(f"the name of an index is a str that is not empty, not {name!r}")
+    return name
+
+
 def check_limit(limit: object) -> int:
     if not isinstance(limit, int) or limit < 1:
         raise InvalidArgument(f"the limit of a page is an int from 1, not {limit!r}")
@@ -43,16 +58,38 @@ def check_limit(limit: object) -> int:
     return limit
 
 
-def select(request: ListRequest, prefix: Key, start: Key | None, end: Key | None) -> None:
-    """Write what to list into the request: a prefix, or a range."""
+def select(
+    request: ListRequest,
+    prefix: Key,
+    *,
+    start: Key | None,
+    end: Key | None,
+    index: str | None,
+    value: Key | None,
+) -> None:
+    """Write what to list into the request: keys, or values of an index.
+
+    A prefix, or a range; or of an index, one value.
+    """
+    if index is not None:
+        request.index.index = check_index(index)
+    if value is not None:
+        if index is None:
+            raise InvalidArgument("a value is one of an index: name the index")
+        if prefix or start is not None or end is not None:
+            raise InvalidArgument("a list by index has a value, or a prefix, or a start and an end")
+        request.index.value = encode_bound(value)
+        return
+    target = request if index is None else request.index
     if start is None and end is None:
-        request.prefix = encode_bound(prefix)
+        if prefix or index is None:
+            target.prefix = encode_bound(prefix)
         return
     if prefix:
         raise InvalidArgument("a list has a prefix, or a start and an end, but not both")
-    request.range.start = b"" if start is None else encode_bound(start)
-    request.range.end = b"" if end is None else encode_bound(end)
-    if end is not None and request.range.end <= request.range.start:
+    target.range.start = b"" if start is None else encode_bound(start)
+    target.range.end = b"" if end is None else encode_bound(end)
+    if end is not None and target.range.end <= target.range.start:
         raise InvalidArgument(
             f"the range is empty: its end {end!r} is not after its start {start!r}"
         )

@@ -11,13 +11,15 @@ key of bytes has a str of its own and comes back as it went in.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import repeat
 from typing import Any, Final, Literal, NoReturn
 
 from kvorum import limits
-from kvorum.entry import Entry
+from kvorum.entry import Entry, IndexEntry, Page, instant
 from kvorum.errors import DecodeError, InvalidArgument, LimitExceeded
 from kvorumpb.v1.command_pb2 import Record
+from kvorumpb.v1.kv_pb2 import ListResponse
 
 ValueType = Literal["json", "text", "bytes"]
 """How a value is written and read."""
@@ -93,15 +95,44 @@ def decode_value(data: bytes, value_type: ValueType, key: str) -> Any:
         ) from error
 
 
-def decode_entry(record: Record, value_type: ValueType) -> Entry[Any]:
+def decode_entry(
+    record: Record,
+    value_type: ValueType,
+    *,
+    keys_only: bool = False,
+    index_value: bytes | None = None,
+) -> Entry[Any]:
     """Read a record as it came from the store. Raise `DecodeError` like `decode_value`."""
     key = decode_key(record.key)
     return Entry(
         key=key,
-        value=decode_value(record.value, value_type, key),
+        value=None if keys_only else decode_value(record.value, value_type, key),
         revision=record.revision,
         created_revision=record.created_revision,
         version=record.version,
+        updated_at=instant(record.update_time_ms),
+        expires_at=instant(record.expire_time_ms) if record.expire_time_ms else None,
+        metadata=record.metadata,
+        index_entries=tuple(
+            IndexEntry(entry.index, decode_key(entry.value), entry.unique)
+            for entry in record.index_entries
+        ),
+        index_value=None if index_value is None else decode_key(index_value),
+    )
+
+
+def decode_page(response: ListResponse, value_type: ValueType, *, keys_only: bool) -> Page[Any]:
+    """Read a page as it came from the store. Raise `DecodeError` like `decode_value`."""
+    values: Iterable[bytes | None] = response.index_values or repeat(None)
+    return Page(
+        entries=tuple(
+            decode_entry(record, value_type, keys_only=keys_only, index_value=value)
+            for record, value in zip(response.records, values, strict=False)
+        ),
+        cursor=response.next_page_token or None,
+        complete=not response.next_page_token,
+        revision=response.revision,
+        count=response.count if response.HasField("count") else None,
     )
 
 

@@ -1,10 +1,38 @@
-"""What a store returns: entries, and pages of them."""
+"""What a store returns: entries, and pages of them.
+
+Times are those of the store (log time), aware and in UTC. No clock is read here.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+def instant(milliseconds: int) -> datetime:
+    """The time so long after the Unix epoch, exactly."""
+    try:
+        return _EPOCH + timedelta(milliseconds=milliseconds)
+    except OverflowError:  # the clock of a leader is far off: no reason to refuse the value
+        return datetime.max.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """A place of a record in a secondary index."""
+
+    index: str
+    """The name of the index."""
+
+    value: str
+    """Text as `Entry.key` is."""
+
+    unique: bool
+    """No two records have the same value in the index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +43,7 @@ class Entry(Generic[T]):
     """UTF-8; bytes that are not UTF-8 are surrogates, as `os.fsdecode` has them."""
 
     value: T
+    """None if only keys were asked for."""
 
     revision: int
     """The revision of the last write to the key."""
@@ -25,10 +54,25 @@ class Entry(Generic[T]):
     version: int
     """The number of writes since the key was created; 1 after the first."""
 
+    updated_at: datetime
+    """When the key was last written."""
+
+    expires_at: datetime | None = None
+    """From when on the entry is absent; None is never."""
+
+    metadata: bytes = b""
+    """What was written beside the value. Empty if only keys were asked for."""
+
+    index_entries: tuple[IndexEntry, ...] = ()
+    """Where it is found beside its key."""
+
+    index_value: str | None = None
+    """In a list by index, that value of it by which it was found here; None elsewhere."""
+
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """Some entries of a list, in the order of their keys' bytes."""
+    """Some entries of a list, in its order."""
 
     entries: tuple[Entry[T], ...]
 
@@ -39,7 +83,10 @@ class Page(Generic[T]):
     """True if no page follows; a last page that is exactly full says so."""
 
     revision: int
-    """The store's revision at the read."""
+    """The revision at which the store was read."""
+
+    count: int | None = None
+    """How many entries all pages have together, if it was asked for."""
 
     def __iter__(self) -> Iterator[Entry[T]]:
         return iter(self.entries)

@@ -2,15 +2,30 @@
 
 # ruff: noqa: A001 - `type` and `timeout` are the words of the public API
 
+import asyncio
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 from kvorum import limits
-from kvorum.arguments import check_amount, check_limit, check_timeout, select
+from kvorum.arguments import (
+    check_amount,
+    check_limit,
+    check_past_revision,
+    check_timeout,
+    select,
+)
 from kvorum.atomic import Atomic
 from kvorum.backends import Backend
-from kvorum.codecs import Key, ValueType, check_type, decode_entry, encode_key, encode_value
+from kvorum.codecs import (
+    Key,
+    ValueType,
+    check_type,
+    decode_entry,
+    decode_page,
+    encode_key,
+    encode_value,
+)
 from kvorum.entry import Entry, Page
 from kvorumpb.v1.command_pb2 import Transaction, TransactionResult
 from kvorumpb.v1.kv_pb2 import Call
@@ -60,26 +75,51 @@ class KV:
 
     @overload
     async def get(
-        self, key: Key, *, type: Literal["text"], timeout: float | None = None
+        self,
+        key: Key,
+        *,
+        revision: int | None = None,
+        type: Literal["text"],
+        timeout: float | None = None,
     ) -> Entry[str] | None: ...
 
     @overload
     async def get(
-        self, key: Key, *, type: Literal["bytes"], timeout: float | None = None
+        self,
+        key: Key,
+        *,
+        revision: int | None = None,
+        type: Literal["bytes"],
+        timeout: float | None = None,
     ) -> Entry[bytes] | None: ...
 
     @overload
     async def get(
-        self, key: Key, *, type: ValueType | None = None, timeout: float | None = None
+        self,
+        key: Key,
+        *,
+        revision: int | None = None,
+        type: ValueType | None = None,
+        timeout: float | None = None,
     ) -> Entry[Any] | None: ...
 
     async def get(
-        self, key: Key, *, type: ValueType | None = None, timeout: float | None = None
+        self,
+        key: Key,
+        *,
+        revision: int | None = None,
+        type: ValueType | None = None,
+        timeout: float | None = None,
     ) -> Entry[Any] | None:
-        """Read an entry; None if the key is absent. `DecodeError` if it is of another type."""
+        """Read an entry; None if the key is absent. `DecodeError` if it is of another type.
+
+        With `revision`, as it was then: `Compacted` or `FutureRevision` if the store cannot
+        say. An entry that had expired by then is there until it was removed for it.
+        """
         type = self._as(type)
         call = Call()
         call.get.key = encode_key(key)
+        call.get.revision = check_past_revision(revision)
         reply = await self._backend.call(call, timeout_seconds=self._seconds(timeout))
         if not reply.get.HasField("record"):
             return None
@@ -99,8 +139,35 @@ class KV:
         *,
         start: Key | None = None,
         end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
         limit: int = 100,
         cursor: str | None = None,
+        reverse: bool = False,
+        keys_only: Literal[True],
+        count: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
+        type: ValueType | None = None,
+        timeout: float | None = None,
+    ) -> Page[None]: ...
+
+    @overload
+    async def list(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        reverse: bool = False,
+        keys_only: Literal[False] = False,
+        count: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
         type: Literal["text"],
         timeout: float | None = None,
     ) -> Page[str]: ...
@@ -112,8 +179,15 @@ class KV:
         *,
         start: Key | None = None,
         end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
         limit: int = 100,
         cursor: str | None = None,
+        reverse: bool = False,
+        keys_only: Literal[False] = False,
+        count: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
         type: Literal["bytes"],
         timeout: float | None = None,
     ) -> Page[bytes]: ...
@@ -125,8 +199,15 @@ class KV:
         *,
         start: Key | None = None,
         end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
         limit: int = 100,
         cursor: str | None = None,
+        reverse: bool = False,
+        keys_only: bool = False,
+        count: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
         type: ValueType | None = None,
         timeout: float | None = None,
     ) -> Page[Any]: ...
@@ -137,34 +218,51 @@ class KV:
         *,
         start: Key | None = None,
         end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
         limit: int = 100,
         cursor: str | None = None,
+        reverse: bool = False,
+        keys_only: bool = False,
+        count: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
         type: ValueType | None = None,
         timeout: float | None = None,
     ) -> Page[Any]:
         """Read up to `limit` entries, in the order of their keys' bytes.
 
         Lists the keys that begin with `prefix`, or else those from `start`
-        (included) to `end` (excluded). `cursor` is that of the page before; it is
-        bound to the selection, and `InvalidCursor` with another one. A page also
-        ends at `limits.MAX_PAGE_BYTES`, so that it may be shorter than `limit` and
-        not the last: only `complete` tells. Each page reads the newest state: a
-        key that stays is neither skipped nor repeated.
+        (included) to `end` (excluded). With `index`, these are values of that index,
+        and the entries come in the order of their values: with exactly this `value`, with
+        those of the prefix or the range, or with any.
+
+        `cursor` is that of the page before; it is bound to the selection, to `reverse`
+        and to `snapshot`, and `InvalidCursor` with others. A page also ends at
+        `limits.MAX_PAGE_BYTES`, so that it may be shorter than `limit` and not the
+        last: only `complete` tells. Each page reads the newest state: a key that
+        stays is neither skipped nor repeated. Not so with `snapshot`: all pages read what
+        the first one did, and raise `Compacted` once the store does not know it any more.
+
+        Args:
+            reverse: from the last to the first.
+            keys_only: leave out values and metadata.
+            count: count all entries that are selected, too. The store looks at each of
+                them, for few lists at a time, and with more is `Overloaded`.
+            revision: as the store was then. `Compacted` or `FutureRevision` if it cannot
+                say. Not with an index, nor is `snapshot`: an index has no past.
         """
         type = self._as(type)
         call = Call()
         request = call.list
-        select(request, prefix, start, end)
+        select(request, prefix, start=start, end=end, index=index, value=value)
         request.page_size = check_limit(limit)
         request.page_token = cursor or ""
+        request.reverse, request.keys_only, request.count = reverse, keys_only, count
+        request.revision = check_past_revision(revision)
+        request.snapshot = snapshot
         reply = await self._backend.call(call, timeout_seconds=self._seconds(timeout))
-        page = reply.list
-        return Page(
-            entries=tuple(decode_entry(record, type) for record in page.records),
-            cursor=page.next_page_token or None,
-            complete=not page.next_page_token,
-            revision=page.revision,
-        )
+        return decode_page(reply.list, type, keys_only=keys_only)
 
     @overload
     def scan(
@@ -173,7 +271,30 @@ class KV:
         *,
         start: Key | None = None,
         end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
         page_size: int = limits.DEFAULT_PAGE_RECORDS,
+        reverse: bool = False,
+        keys_only: Literal[True],
+        revision: int | None = None,
+        snapshot: bool = False,
+        type: ValueType | None = None,
+    ) -> AsyncIterator[Entry[None]]: ...
+
+    @overload
+    def scan(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
+        page_size: int = limits.DEFAULT_PAGE_RECORDS,
+        reverse: bool = False,
+        keys_only: Literal[False] = False,
+        revision: int | None = None,
+        snapshot: bool = False,
         type: Literal["text"],
     ) -> AsyncIterator[Entry[str]]: ...
 
@@ -184,7 +305,13 @@ class KV:
         *,
         start: Key | None = None,
         end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
         page_size: int = limits.DEFAULT_PAGE_RECORDS,
+        reverse: bool = False,
+        keys_only: Literal[False] = False,
+        revision: int | None = None,
+        snapshot: bool = False,
         type: Literal["bytes"],
     ) -> AsyncIterator[Entry[bytes]]: ...
 
@@ -195,7 +322,13 @@ class KV:
         *,
         start: Key | None = None,
         end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
         page_size: int = limits.DEFAULT_PAGE_RECORDS,
+        reverse: bool = False,
+        keys_only: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
         type: ValueType | None = None,
     ) -> AsyncIterator[Entry[Any]]: ...
 
@@ -205,20 +338,49 @@ class KV:
         *,
         start: Key | None = None,
         end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
         page_size: int = limits.DEFAULT_PAGE_RECORDS,
+        reverse: bool = False,
+        keys_only: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
         type: ValueType | None = None,
     ) -> AsyncIterator[Entry[Any]]:
-        """Iterate over all entries that `list` would return, page by page."""
-        cursor = None
-        while True:
-            page = await self.list(
-                prefix, start=start, end=end, limit=page_size, cursor=cursor, type=type
+        """Iterate over all entries that `list` would return, page by page.
+
+        The next page is asked for when the first entry of a page is taken, and none beside
+        it: who stops taking entries stops the reading.
+        """
+
+        async def read(cursor: str | None) -> Page[Any]:
+            return await self.list(
+                prefix,
+                start=start,
+                end=end,
+                index=index,
+                value=value,
+                limit=page_size,
+                cursor=cursor,
+                reverse=reverse,
+                keys_only=keys_only,
+                revision=revision,
+                snapshot=snapshot,
+                type=type,
             )
-            for entry in page.entries:
-                yield entry
-            if page.complete:
-                return
-            cursor = page.cursor
+
+        page = await read(None)
+        while not page.complete:
+            following = asyncio.create_task(read(page.cursor), name="kvorum scan")
+            following.add_done_callback(_retrieve)
+            try:
+                for entry in page.entries:
+                    yield entry
+                page = await following
+            finally:
+                following.cancel()
+        for entry in page.entries:
+            yield entry
 
     async def add(self, key: Key, amount: int = 1, *, timeout: float | None = None) -> int:
         """Add to an integer, and return the sum; an absent key counts as 0.
@@ -267,3 +429,9 @@ class KV:
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else check_timeout(timeout)
+
+
+def _retrieve(task: "asyncio.Task[Page[Any]]") -> None:
+    """The scan may have been given up: then nobody asks how its last page has failed."""
+    if not task.cancelled():
+        task.exception()

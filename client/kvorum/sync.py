@@ -44,7 +44,7 @@ class LoopThread:
 
         If the calling thread is interrupted, the coroutine is cancelled.
         """
-        future = self._submit(coroutine)
+        future = self.submit(coroutine)
         try:
             return future.result()
         except BaseException:
@@ -58,7 +58,8 @@ class LoopThread:
         self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join()
 
-    def _submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin to run the coroutine in the loop. Raises `Closed` after a stop or a fork."""
         # The order matters: after a fork, the lock may be held by a thread that is not there.
         if not self.is_here:
             coroutine.close()
@@ -123,24 +124,45 @@ class SyncKV:
 
     @overload
     def get(
-        self, key: Key, *, type: Literal["text"], timeout: float | None = None
+        self,
+        key: Key,
+        *,
+        revision: int | None = None,
+        type: Literal["text"],
+        timeout: float | None = None,
     ) -> Entry[str] | None: ...
 
     @overload
     def get(
-        self, key: Key, *, type: Literal["bytes"], timeout: float | None = None
+        self,
+        key: Key,
+        *,
+        revision: int | None = None,
+        type: Literal["bytes"],
+        timeout: float | None = None,
     ) -> Entry[bytes] | None: ...
 
     @overload
     def get(
-        self, key: Key, *, type: ValueType | None = None, timeout: float | None = None
+        self,
+        key: Key,
+        *,
+        revision: int | None = None,
+        type: ValueType | None = None,
+        timeout: float | None = None,
     ) -> Entry[Any] | None: ...
 
     def get(
-        self, key: Key, *, type: ValueType | None = None, timeout: float | None = None
+        self,
+        key: Key,
+        *,
+        revision: int | None = None,
+        type: ValueType | None = None,
+        timeout: float | None = None,
     ) -> Entry[Any] | None:
         """Like `KV.get`."""
-        return self._thread.call(self._kv.get(key, type=type, timeout=timeout))
+        reading = self._kv.get(key, revision=revision, type=type, timeout=timeout)
+        return self._thread.call(reading)
 
     def delete(self, key: Key, *, timeout: float | None = None) -> bool:
         """Like `KV.delete`."""
@@ -153,8 +175,35 @@ class SyncKV:
         *,
         start: Key | None = None,
         end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
         limit: int = 100,
         cursor: str | None = None,
+        reverse: bool = False,
+        keys_only: Literal[True],
+        count: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
+        type: ValueType | None = None,
+        timeout: float | None = None,
+    ) -> Page[None]: ...
+
+    @overload
+    def list(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        reverse: bool = False,
+        keys_only: Literal[False] = False,
+        count: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
         type: Literal["text"],
         timeout: float | None = None,
     ) -> Page[str]: ...
@@ -166,8 +215,15 @@ class SyncKV:
         *,
         start: Key | None = None,
         end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
         limit: int = 100,
         cursor: str | None = None,
+        reverse: bool = False,
+        keys_only: Literal[False] = False,
+        count: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
         type: Literal["bytes"],
         timeout: float | None = None,
     ) -> Page[bytes]: ...
@@ -179,8 +235,15 @@ class SyncKV:
         *,
         start: Key | None = None,
         end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
         limit: int = 100,
         cursor: str | None = None,
+        reverse: bool = False,
+        keys_only: bool = False,
+        count: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
         type: ValueType | None = None,
         timeout: float | None = None,
     ) -> Page[Any]: ...
@@ -191,8 +254,15 @@ class SyncKV:
         *,
         start: Key | None = None,
         end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
         limit: int = 100,
         cursor: str | None = None,
+        reverse: bool = False,
+        keys_only: bool = False,
+        count: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
         type: ValueType | None = None,
         timeout: float | None = None,
     ) -> Page[Any]:
@@ -202,8 +272,15 @@ class SyncKV:
                 prefix,
                 start=start,
                 end=end,
+                index=index,
+                value=value,
                 limit=limit,
                 cursor=cursor,
+                reverse=reverse,
+                keys_only=keys_only,
+                count=count,
+                revision=revision,
+                snapshot=snapshot,
                 type=type,
                 timeout=timeout,
             )
@@ -216,7 +293,30 @@ class SyncKV:
         *,
         start: Key | None = None,
         end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
         page_size: int = limits.DEFAULT_PAGE_RECORDS,
+        reverse: bool = False,
+        keys_only: Literal[True],
+        revision: int | None = None,
+        snapshot: bool = False,
+        type: ValueType | None = None,
+    ) -> Iterator[Entry[None]]: ...
+
+    @overload
+    def scan(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
+        page_size: int = limits.DEFAULT_PAGE_RECORDS,
+        reverse: bool = False,
+        keys_only: Literal[False] = False,
+        revision: int | None = None,
+        snapshot: bool = False,
         type: Literal["text"],
     ) -> Iterator[Entry[str]]: ...
 
@@ -227,7 +327,13 @@ class SyncKV:
         *,
         start: Key | None = None,
         end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
         page_size: int = limits.DEFAULT_PAGE_RECORDS,
+        reverse: bool = False,
+        keys_only: Literal[False] = False,
+        revision: int | None = None,
+        snapshot: bool = False,
         type: Literal["bytes"],
     ) -> Iterator[Entry[bytes]]: ...
 
@@ -238,7 +344,13 @@ class SyncKV:
         *,
         start: Key | None = None,
         end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
         page_size: int = limits.DEFAULT_PAGE_RECORDS,
+        reverse: bool = False,
+        keys_only: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
         type: ValueType | None = None,
     ) -> Iterator[Entry[Any]]: ...
 
@@ -248,19 +360,46 @@ class SyncKV:
         *,
         start: Key | None = None,
         end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
         page_size: int = limits.DEFAULT_PAGE_RECORDS,
+        reverse: bool = False,
+        keys_only: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
         type: ValueType | None = None,
     ) -> Iterator[Entry[Any]]:
         """Like `KV.scan`."""
-        cursor = None
-        while True:
-            page = self.list(
-                prefix, start=start, end=end, limit=page_size, cursor=cursor, type=type
+
+        def read(cursor: str | None) -> Future[Page[Any]]:
+            return self._thread.submit(
+                self._kv.list(
+                    prefix,
+                    start=start,
+                    end=end,
+                    index=index,
+                    value=value,
+                    limit=page_size,
+                    cursor=cursor,
+                    reverse=reverse,
+                    keys_only=keys_only,
+                    revision=revision,
+                    snapshot=snapshot,
+                    type=type,
+                )
             )
-            yield from page.entries
-            if page.complete:
-                return
-            cursor = page.cursor
+
+        following = read(None)
+        try:
+            while True:
+                page = following.result()
+                if page.complete:
+                    break
+                following = read(page.cursor)
+                yield from page.entries
+        finally:
+            following.cancel()
+        yield from page.entries
 
     def add(self, key: Key, amount: int = 1, *, timeout: float | None = None) -> int:
         """Like `KV.add`."""

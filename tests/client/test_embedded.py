@@ -32,7 +32,8 @@ async def test_put_get_delete(kv: KV) -> None:
     first = await kv.put("a", {"x": [1, None]})
     second = await kv.put("a", "two")
     entry = await kv.get("a")
-    assert entry == kvorum.Entry("a", "two", second, first, 2)
+    assert entry is not None
+    assert entry == kvorum.Entry("a", "two", second, first, 2, entry.updated_at)
     assert await kv.delete("a") is True
     assert await kv.delete("a") is False
     assert await kv.get("a") is None
@@ -122,7 +123,9 @@ async def test_atomic(kv: KV) -> None:
     )
     result = await atomic.put("b", 2).get("b").delete("a").delete("c").add("n", 7).get("a").commit()
     assert result.revision == revision + 1
-    written = kvorum.Entry("b", 2, result.revision, result.revision, 1)
+    assert result.results[1] is not None
+    at = result.results[1].updated_at
+    written = kvorum.Entry("b", 2, result.revision, result.revision, 1, at)
     assert result.results == (result.revision, written, True, False, 7, None)
 
 

@@ -23,11 +23,17 @@ async def the_type_of_a_value_follows_from_the_argument(kv: KV) -> None:
     assert_type(await kv.get("a", type="json"), Entry[Any] | None)
     assert_type(await kv.get("a", type="text"), Entry[str] | None)
     assert_type(await kv.get("a", type="bytes", timeout=1), Entry[bytes] | None)
+    assert_type(await kv.get("a", revision=3, type="text"), Entry[str] | None)
     assert_type(await kv.list("a"), Page[Any])
+    assert_type(await kv.list("a", keys_only=True), Page[None])
+    assert_type(await kv.list("a", keys_only=bool(kv)), Page[Any])
+    assert_type(await kv.list(index="email", value=b"a@b", count=True), Page[Any])
+    assert_type((await kv.list("a", count=True)).count, int | None)
     assert_type(await kv.list("a", type="text"), Page[str])
     assert_type(await kv.list(start="a", type="bytes"), Page[bytes])
     assert_type(kv.scan("a"), AsyncIterator[Entry[Any]])
     assert_type(kv.scan("a", type="text"), AsyncIterator[Entry[str]])
+    assert_type(kv.scan("a", keys_only=True, reverse=True), AsyncIterator[Entry[None]])
     async for entry in kv.scan(type="bytes"):
         assert_type(entry, Entry[bytes])
         assert_type(entry.value, bytes)
@@ -55,6 +61,8 @@ def threads_see_the_same(kv: SyncKV) -> None:
     assert_type(kv.list("a", type="text"), Page[str])
     assert_type(kv.scan("a"), Iterator[Entry[Any]])
     assert_type(kv.scan("a", type="bytes"), Iterator[Entry[bytes]])
+    assert_type(kv.list("a", keys_only=True), Page[None])
+    assert_type(kv.scan("a", keys_only=True, snapshot=True), Iterator[Entry[None]])
     assert_type(kv.put("a", 1), int)
 
 

@@ -1,7 +1,7 @@
 """A store in this process: the same state machine as a node's, without the network.
 
 Calls that are made while others are being carried out form the next batch, and
-share its fsync.
+share its fsync. A list that counts takes long, and is a batch of its own beside the others.
 """
 
 import asyncio
@@ -32,6 +32,7 @@ class EmbeddedBackend:
         self._running: dict[int, PendingCall] = {}
         self._deadlines = Deadlines(loop, self._expire)
         self._wake = asyncio.Event()
+        self._counts: set[asyncio.Task[None]] = set()
         self._closed = False
         self._runner = loop.create_task(self._run(), name="kvorum embedded")
 
@@ -73,22 +74,33 @@ class EmbeddedBackend:
         if first:
             self._deadlines.close()
             await self._node.close()
+            if self._counts:  # the node has given them up
+                await asyncio.wait(self._counts)
 
     async def _run(self) -> None:
         while not self._closed:
             await self._wake.wait()
             self._wake.clear()
             while self._waiting and not self._closed:
-                await self._run_batch(self._take())
+                batch = self._take()
+                if batch[0].call.list.count:
+                    count = self._loop.create_task(self._run_batch(batch), name="kvorum count")
+                    self._counts.add(count)
+                    count.add_done_callback(self._counts.discard)
+                else:
+                    await self._run_batch(batch)
 
     def _take(self) -> list[PendingCall]:
+        """The calls that wait, as far as they make a batch: at least one."""
         batch: list[PendingCall] = []
         size = 0
         for pending in islice(self._waiting.values(), limits.MAX_BATCH_CALLS):
             size += pending.call.ByteSize()
-            if batch and size > limits.MAX_BATCH_BYTES:
+            if batch and (size > limits.MAX_BATCH_BYTES or pending.call.list.count):
                 break
             batch.append(pending)
+            if pending.call.list.count:
+                break
         now = self._loop.time()
         for pending in batch:
             pending.move(self._running, pending.id)
