@@ -158,6 +158,42 @@ def test_export_takes_only_the_prefix(store: Store) -> None:
     assert store("export", "b:").out == '{"key": "b:1", "value": 2}\n'
 
 
+def test_a_past_revision(store: Store) -> None:
+    store("put", "k", "1")
+    store("put", "k", "2")
+    store("delete", "k")
+    assert store("get", "k", "--revision", "1").out == "1"
+    assert store("list", "--revision", "2").out == "k\t2\n"
+    ran = store("get", "k", "--revision", "4")
+    assert (ran.status, ran.err) == (
+        1,
+        "error: revision 4 is not there yet; the newest is 3\n",
+    )
+    assert store("get", "k", "--revision", "0").status == 2
+
+
+def test_a_list_backwards_and_its_count(store: Store) -> None:
+    for number in range(4):
+        store("put", f"k{number}", str(number))
+    ran = store("list", "--reverse", "--keys-only", "--count", "-n", "3", "k")
+    assert ran.out == "k3\nk2\nk1\n"
+    told, more = ran.err.splitlines()
+    assert told == "count: 4"
+    cursor = more.removeprefix("more: --cursor ")
+    assert store("list", "--reverse", "k", "--cursor", cursor).out == "k0\t0\n"
+    assert json.loads(store("list", "--json", "--count", "-n", "1").out)["count"] == 4
+    assert "count" not in json.loads(store("list", "--json").out)
+
+
+def test_a_list_by_index(store: Store) -> None:
+    """Of an index that has no entries: what a shell says about the arguments."""
+    store("put", "k", "1")
+    ran = store("list", "--index", "user.email", "--value", "a@b", "--count")
+    assert (ran.status, ran.out, ran.err) == (0, "", "count: 0\n")
+    ran = store("list", "--value", "a@b")
+    assert (ran.status, ran.err) == (1, "error: a value is one of an index: name the index\n")
+
+
 def test_a_malformed_line_ends_an_import_with_its_number(store: Store, tmp_path: Path) -> None:
     lines = tmp_path / "lines"
     lines.write_text('{"key": "a", "value": 1}\n\n{"key": "b", "value": 2}\n')

@@ -22,7 +22,7 @@ from kvorum.errors import DecodeError, InvalidArgument, InvalidTarget, KvorumErr
 from kvorum.target import Cluster, parse_target
 
 if TYPE_CHECKING:
-    from kvorum import KV, Entry
+    from kvorum import KV, Entry, Page
     from kvorum.admin import Status, Survey
 
 T = TypeVar("T")
@@ -45,6 +45,9 @@ TimeoutOption = Annotated[
     float, typer.Option(min=0.001, help="Seconds that a call may take, its retries included.")
 ]
 KeyArgument = Annotated[str, typer.Argument(help="The key.")]
+RevisionOption = Annotated[
+    int | None, typer.Option(min=1, help="Read the store as it was at this revision.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
@@ -79,6 +82,7 @@ def with_store(target: str | None, timeout: float, work: "Callable[[KV], Awaitab
 def get(
     key: KeyArgument,
     *,
+    revision: RevisionOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole entry.")] = False,
     target: TargetOption = None,
     timeout: TimeoutOption = limits.DEFAULT_TIMEOUT_SECONDS,
@@ -88,7 +92,7 @@ def get(
     A pipe gets its bytes as they are stored, without a newline. Exit status 1
     if there is no such key.
     """
-    entry = with_store(target, timeout, lambda kv: kv.get(key, type="bytes"))
+    entry = with_store(target, timeout, lambda kv: kv.get(key, revision=revision, type="bytes"))
     if entry is None:
         console.err().print(f"no key {escape(repr(key))}", soft_wrap=True)
         raise typer.Exit(FAILED)
@@ -137,29 +141,68 @@ def delete(
 
 
 def list_(
-    prefix: Annotated[str, typer.Argument(help="Keys that begin so; all keys if empty.")] = "",
+    prefix: Annotated[
+        str, typer.Argument(help="Keys (of an index: values) that begin so; all if empty.")
+    ] = "",
     *,
+    index: Annotated[str | None, typer.Option(help="List by the values of this index.")] = None,
+    value: Annotated[str | None, typer.Option(help="With --index: exactly this value.")] = None,
     limit: Annotated[
         int, typer.Option("--limit", "-n", min=1, max=limits.MAX_PAGE_RECORDS, help="At most.")
     ] = 100,
     cursor: Annotated[str | None, typer.Option(help="Go on where a page ended.")] = None,
-    keys_only: Annotated[bool, typer.Option("--keys", help="Print only the keys.")] = False,
+    reverse: Annotated[bool, typer.Option("--reverse", help="From last to first.")] = False,
+    keys_only: Annotated[
+        bool, typer.Option("--keys-only", "--keys", help="Print only the keys.")
+    ] = False,
+    count: Annotated[
+        bool, typer.Option("--count", help="Count all that is selected, too: on stderr.")
+    ] = False,
+    revision: RevisionOption = None,
     as_json: JsonOption = False,
     target: TargetOption = None,
     timeout: TimeoutOption = limits.DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
     """Print a page of keys and their values.
 
-    In the order of the keys. A pipe gets key, tab, value on each line.
+    In the order of the keys, or of the values of the index. A pipe gets key, tab, value
+    on each line.
     """
     page = with_store(
-        target, timeout, lambda kv: kv.list(prefix, limit=limit, cursor=cursor, type="bytes")
+        target,
+        timeout,
+        lambda kv: kv.list(
+            prefix,
+            index=index,
+            value=value,
+            limit=limit,
+            cursor=cursor,
+            reverse=reverse,
+            keys_only=keys_only,
+            count=count,
+            revision=revision,
+            type="bytes",
+        ),
     )
     if as_json:
-        entries = [{"key": entry.key} if keys_only else _describe(entry) for entry in page.entries]
-        facts = {"cursor": page.cursor, "complete": page.complete, "revision": page.revision}
-        _write(records.dump_line({"entries": entries, **facts}))
-        return
+        _print_page_as_json(page, keys_only=keys_only)
+    else:
+        _print_page(page, keys_only=keys_only)
+
+
+def _print_page_as_json(page: "Page[Any]", *, keys_only: bool) -> None:
+    entries = [{"key": entry.key} if keys_only else _describe(entry) for entry in page.entries]
+    facts: dict[str, Any] = {
+        "cursor": page.cursor,
+        "complete": page.complete,
+        "revision": page.revision,
+    }
+    if page.count is not None:
+        facts["count"] = page.count
+    _write(records.dump_line({"entries": entries, **facts}))
+
+
+def _print_page(page: "Page[Any]", *, keys_only: bool) -> None:
     if keys_only:
         _write(b"".join(codecs.encode_key(entry.key) + b"\n" for entry in page.entries))
     elif sys.stdout.isatty():
@@ -174,6 +217,8 @@ def list_(
     else:
         for entry in page.entries:
             _write(codecs.encode_key(entry.key) + b"\t" + entry.value + b"\n")
+    if page.count is not None:
+        console.err().print(f"count: {page.count}")
     if not page.complete:
         console.err().print(f"more: --cursor {page.cursor}", soft_wrap=True)
 
@@ -266,6 +311,7 @@ def _describe(entry: "Entry[bytes]") -> dict[str, Any]:
         "revision": entry.revision,
         "created_revision": entry.created_revision,
         "version": entry.version,
+        **({} if entry.index_value is None else {"index_value": entry.index_value}),
     }
 
 
