@@ -30,9 +30,9 @@ from kvorum_node.storage import layout
 from kvorumpb.v1.command_pb2 import Record
 from kvorumpb.v1.kv_pb2 import IndexSelection, ListRequest, ListResponse
 
-SLICE_RECORDS: Final = 1_000
+SLICE_RECORDS: Final = 250
 SLICE_BYTES: Final = 1024 * 1024
-"""A slice ends once it has looked at either, beside the page itself: some milliseconds."""
+"""A slice ends once it has looked at either, beside the page itself: a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)

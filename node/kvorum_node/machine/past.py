@@ -78,25 +78,13 @@ def _backward(
     keys: Table, start: bytes, end: bytes | None, revision: int
 ) -> Iterator[tuple[bytes, bytes | None]]:
     """As _forward, from the last key to the first."""
-    lower = layout.terminated(start)
     upper = None if end is None else layout.terminated(end)
-    rows = keys.scan(lower, upper, reverse=True)
-    row = next(rows, None)
-    while row is not None:
-        key, changed_at = layout.split_version_key(row[0])
-        then = None
-        if changed_at > revision:
-            after = keys.scan(layout.version_key(key, revision + 1), layout.version_key(key, _LAST))
-            _, then = next(after)
-        yield key, then
-        first = layout.version_key(key, 0)
-        for _ in range(STEPS):
-            row = next(rows, None)
-            if row is None or row[0] < first:
-                break
-        else:
-            rows = keys.scan(lower, first, reverse=True)
-            row = next(rows, None)
+    rows = _RowsBackward(keys, layout.terminated(start), upper)
+    while rows.row is not None:
+        key, _ = layout.split_version_key(rows.row[0])
+        changed = rows.pass_over(layout.version_key(key, revision + 1))
+        yield key, None if changed is None else changed[1]
+        rows.pass_over(layout.version_key(key, 0))
 
 
 class _Rows:
@@ -120,4 +108,31 @@ class _Rows:
 
     def _open(self, start: bytes) -> None:
         self._rows = self._table.scan(start, self._end)
+        self.row = next(self._rows, None)
+
+
+class _RowsBackward:
+    """A scan in reverse that can be moved on."""
+
+    def __init__(self, table: Table, start: bytes, end: bytes | None) -> None:
+        self._table = table
+        self._start = start
+        self.row: tuple[bytes, bytes] | None
+        self._open(end)
+
+    def pass_over(self, start: bytes) -> tuple[bytes, bytes] | None:
+        """Move on to the first row below start, and return the last one that was not."""
+        passed = None
+        for _ in range(STEPS):
+            if self.row is None or self.row[0] < start:
+                return passed
+            passed = self.row
+            self.row = next(self._rows, None)
+        if self.row is not None and self.row[0] >= start:
+            passed = next(self._table.scan(start), None)
+            self._open(start)
+        return passed
+
+    def _open(self, end: bytes | None) -> None:
+        self._rows = self._table.scan(self._start, end, reverse=True)
         self.row = next(self._rows, None)

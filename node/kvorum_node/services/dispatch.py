@@ -48,6 +48,7 @@ class Dispatcher:
         self._closed = False
         self._reading_transactions = 0
         self._long_lists: set[asyncio.Task[None]] = set()
+        self._slices = asyncio.Lock()
 
     def drain(self) -> None:
         """Refuse calls from now on; those under way go on."""
@@ -202,8 +203,7 @@ class Dispatcher:
         """Work on the list slice by slice: the node goes on between two of them."""
         now = asyncio.get_running_loop().time
         try:
-            while not listing.step():
-                await asyncio.sleep(0)
+            while not await self._step(listing):
                 if self._closed:
                     raise ShuttingDown("the node stopped before the list was complete")
                 if now() >= deadline:
@@ -211,6 +211,12 @@ class Dispatcher:
         except KvorumError as error:
             reply.error.CopyFrom(to_status(error))
         emit([reply])
+
+    async def _step(self, listing: Listing) -> bool:
+        """A slice of one list at a turn of the event loop, however many there are."""
+        async with self._slices:
+            await asyncio.sleep(0)
+            return listing.step()
 
 
 def _add_command(call: Call, commands: CommandBatch) -> bool:
