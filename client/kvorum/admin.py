@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -41,6 +42,8 @@ STATUS_TIMEOUT_SECONDS: Final = 2.0
 TRANSFER_TIMEOUT_SECONDS: Final = 10.0
 CONTENT_HASH_TIMEOUT_SECONDS: Final = 60.0
 """The whole state is read."""
+VERIFY_TIMEOUT_SECONDS: Final = 300.0
+"""Each member reads its whole state, beside everything else that it has to do."""
 MEMBERSHIP_TIMEOUT_SECONDS: Final = 30.0
 """A new leader may have to be found first, and old and new voters must both agree."""
 PAUSE_SECONDS: Final = 0.1
@@ -121,6 +124,36 @@ class Survey:
                 for address, one in self.answers.items()
             )
             raise InvalidTarget(f"the addresses are of different clusters: {found}")
+
+
+class Verdict(StrEnum):
+    """What a verification has found out about a member."""
+
+    SAME = "same"
+    """It holds what the majority holds."""
+    CORRUPT = "corrupt"
+    """It holds something else, and stops: it has to be replaced."""
+    UNKNOWN = "unknown"
+    """It did not say, or nobody knows what is right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What the members of a cluster held at one index of the log."""
+
+    index: int
+    revision: int
+    hash: bytes
+    """Of what the majority of the voters holds, 32 bytes; empty if no majority holds the same,
+    or too few have said so: then revision and record_count are 0."""
+    record_count: int
+    members: Mapping[str, Verdict]
+    """By name."""
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether a majority holds the same, and nobody is known to hold something else."""
+        return bool(self.hash) and Verdict.CORRUPT not in self.members.values()
 
 
 class ClusterAdmin:
@@ -207,12 +240,49 @@ class ClusterAdmin:
     async def content_hash(
         self, address: str, *, timeout: float = CONTENT_HASH_TIMEOUT_SECONDS
     ) -> cluster_pb2.GetContentHashResponse:
-        """Hash all records of the node; equal at equal revision, if the nodes hold the same."""
+        """Hash the node's state; equal at equal `applied_index`, if the nodes hold the same."""
         return await self._call(
             address,
             "GetContentHash",
             cluster_pb2.GetContentHashRequest(),
             cluster_pb2.GetContentHashResponse,
+            timeout=timeout,
+        )
+
+    async def verify(self, *, timeout: float = VERIFY_TIMEOUT_SECONDS) -> Verification:
+        """Have all members hash their state at one index, and compare.
+
+        A minority that differs is stopped by this, for good. Members that are down, or
+        lag until the time is up, are `UNKNOWN`. Finds the leader, and begins again at a
+        new one.
+
+        Raises:
+            NoNodeReachable, NoLeader, Overloaded, DeadlineExceeded: nothing was compared.
+        """
+        response = await self._call_leader(
+            "Verify",
+            cluster_pb2.VerifyRequest(),
+            cluster_pb2.VerifyResponse,
+            timeout=timeout,
+            write=False,
+        )
+        return Verification(
+            index=response.index,
+            revision=response.revision,
+            hash=response.hash,
+            record_count=response.record_count,
+            members={one.name: _verdict(one) for one in response.members},
+        )
+
+    async def verification(
+        self, address: str, index: int, *, timeout: float = STATUS_TIMEOUT_SECONDS
+    ) -> cluster_pb2.GetVerificationResponse:
+        """Return what the node has found at the verification at an index, if it has."""
+        return await self._call(
+            address,
+            "GetVerification",
+            cluster_pb2.GetVerificationRequest(index=index),
+            cluster_pb2.GetVerificationResponse,
             timeout=timeout,
         )
 
@@ -359,9 +429,15 @@ class ClusterAdmin:
         return None
 
     async def _call_leader(
-        self, method: str, request: RequestT, response_type: type[ResponseT], *, timeout: float
+        self,
+        method: str,
+        request: RequestT,
+        response_type: type[ResponseT],
+        *,
+        timeout: float,
+        write: bool = True,
     ) -> ResponseT:
-        """Make a call that only the leader carries out."""
+        """Make a call that only the leader carries out; `write` if it must not be repeated."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while True:
@@ -372,7 +448,7 @@ class ClusterAdmin:
                     method,
                     request,
                     response_type,
-                    write=True,
+                    write=write,
                     timeout=max(PAUSE_SECONDS, deadline - loop.time()),
                 )
             except Unavailable:
@@ -405,6 +481,16 @@ class ClusterAdmin:
             return await rpc(request, timeout=timeout)
         except grpc.aio.AioRpcError as cause:
             raise _translate(cause, address, write=write) from cause
+
+
+def _verdict(member: cluster_pb2.VerifyResponse.MemberHash) -> Verdict:
+    match member.verdict:
+        case cluster_pb2.VerifyResponse.MemberHash.SAME:
+            return Verdict.SAME
+        case cluster_pb2.VerifyResponse.MemberHash.CORRUPT:
+            return Verdict.CORRUPT
+        case _:
+            return Verdict.UNKNOWN
 
 
 def _kinds(view: Status) -> dict[str, cluster_pb2.Member.Kind.ValueType]:

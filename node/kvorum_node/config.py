@@ -65,6 +65,10 @@ class NodeConfig(BaseModel):
     log_max_entries: int = Field(default=1_000_000, ge=1 << 10)
     """The same by count: each entry costs about 8 bytes of memory."""
 
+    verify_interval_seconds: float = Field(default=86_400.0, ge=0, le=366 * 86_400.0)
+    """How often the leader has all members compare what they hold; 0 is never. Each of them reads
+    its whole state then, for at most a quarter of its time."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 

@@ -8,11 +8,17 @@ durability.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from random import SystemRandom
 
-from kvorum.errors import KvorumError, MembershipChangeRefused, NoLeader, StorageError
+from kvorum.errors import (
+    KvorumError,
+    MembershipChangeRefused,
+    NoLeader,
+    StateCorrupt,
+    StorageError,
+)
 from kvorum_node.driver import LOG_MAX_ENTRIES, Driver
 from kvorum_node.group import Group
 from kvorum_node.machine import Machine
@@ -27,6 +33,7 @@ from kvorum_node.storage.engine import Batch
 from kvorum_node.storage.raft_log import RaftLogStore
 from kvorum_node.storage.recovery import reconcile
 from kvorum_node.transport import Transport
+from kvorum_node.verification import Verifier
 
 DEFAULT_GROUP = GroupId(1)
 """The group of the namespace `default`."""
@@ -60,6 +67,7 @@ class Node:
         timing: Timing,
         log_max_bytes: int,
         log_max_entries: int = LOG_MAX_ENTRIES,
+        verify_interval_seconds: float = 0.0,
     ) -> None:
         """Put a node together on an opened storage.
 
@@ -68,6 +76,7 @@ class Node:
                 directory only, which remembers the members ever after, as they change.
                 None for a node that joins a cluster, and learns of the members there.
             log_max_bytes, log_max_entries: as for the Driver.
+            verify_interval_seconds: how often the members compare what they hold; 0 is never.
 
         Raises:
             StorageError: the log or the state cannot be believed.
@@ -76,6 +85,7 @@ class Node:
         self.id = storage.identity.node_id
         self.cluster_id = storage.identity.cluster_id
         self._timing = timing
+        self._verify_interval_seconds = verify_interval_seconds
         self._transport = Transport(
             storage.identity,
             storage.acquaintances,
@@ -95,8 +105,10 @@ class Node:
         self.group.leadership_changed = self._tell_listeners
         self.group.members_changed = self._follow_members
         self.dispatcher = Dispatcher(self.group)
+        self.verifier = Verifier(self.group, condemned=self._condemned)
         self._listeners: set[Callable[[], None]] = set()
         self._running: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
         self._transport.follow(self.group.members.correspondents)
 
     def __str__(self) -> str:
@@ -109,12 +121,15 @@ class Node:
             self.group.raft.campaign()
         self._transport.start()
         self._running = asyncio.create_task(self.driver.run(), name=f"{self} driver")
+        if self._verify_interval_seconds:
+            self._begin(self.verifier.verify_regularly(self._verify_interval_seconds))
 
     async def wait_failed(self) -> None:
         """Wait for the failure that ends the node, and raise it. Cancel it to stop waiting.
 
         Raises:
             StorageError: the disk cannot be trusted any more.
+            StateCorrupt: the majority holds something else.
             RemovedFromCluster: the node is no member any more.
             DataDirectoryLost: the node was one with another data directory.
         """
@@ -124,6 +139,9 @@ class Node:
     async def stop(self) -> None:
         """Settle what is open, flush, and close everything. Never raises for a failed disk."""
         await self.dispatcher.close()
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, self.verifier.close(), return_exceptions=True)
         self.driver.stop()
         if self._running is not None:
             failure = (await asyncio.gather(self._running, return_exceptions=True))[0]
@@ -144,10 +162,15 @@ class Node:
                 return leader
             await self._wait_leadership_change()
 
-    async def transfer_leadership(self, target: NodeId | None) -> NodeId:
+    async def transfer_leadership(
+        self, target: NodeId | None, *, avoiding: Collection[NodeId] = ()
+    ) -> NodeId:
         """Hand leadership over, to the living voter that is furthest ahead if none is named.
 
         Returns who leads then.
+
+        Args:
+            avoiding: none of these if none is named.
 
         Raises:
             NotLeader, NoLeader: this node does not lead.
@@ -161,12 +184,13 @@ class Node:
             # A dead member may have just as much of the log, and would never take over.
             progress = raft.role.progress
             target = max(
-                progress.keys() & raft.configuration.voters,
+                progress.keys() & raft.configuration.voters - {*avoiding},
                 key=lambda member: (progress[member].recently_active, progress[member].match),
                 default=None,
             )
         if target is None:
-            raise ValueError(f"{self} is the only voter")
+            sound = " that is sound" if avoiding else ""
+            raise ValueError(f"{self} is the only voter{sound}")
         term = raft.term
         try:
             raft.transfer_leadership(target)
@@ -314,6 +338,31 @@ class Node:
             else:
                 return await changing
             await asyncio.sleep(self._timing.tick_seconds)
+
+    def _begin(self, work: Coroutine[None, None, None]) -> None:
+        """Let it run beside everything else, until it ends or the node does."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    def _condemned(self, why: StateCorrupt, corrupt: frozenset[NodeId]) -> None:
+        """Serve nobody any more, and never again from this data directory."""
+        logger.error("%s must stop: %s", self, why)
+        self.dispatcher.drain()
+        try:
+            self.storage.condemn(str(why))
+        except StorageError as error:
+            logger.error("%s could not keep that its state is corrupt: %s", self, error)
+        self._begin(self._retire(why, corrupt))
+
+    async def _retire(self, why: StateCorrupt, corrupt: frozenset[NodeId]) -> None:
+        """End; a leader first hands over to a voter that is sound, so that nobody has to wait."""
+        if isinstance(self.group.raft.role, Leader):
+            try:
+                await self.transfer_leadership(None, avoiding=corrupt)
+            except (KvorumError, ValueError) as error:
+                logger.warning("%s could not hand leadership over: %s", self, error)
+        self.driver.fail(why)
 
     def _unreachable(self, node: NodeId) -> None:
         self.driver.unreachable(node)

@@ -80,6 +80,7 @@ async def serve(config: NodeConfig) -> None:
     Raises:
         StorageError: the data directory cannot be used, or the disk failed.
         DataDirectoryMismatch: it is of another node, or was embedded in a program.
+        StateCorrupt: the majority holds something else than this node, now or before.
         AddressInUse: the port is taken.
         CannotJoin: the data directory is new, and no cluster takes the node.
         RemovedFromCluster: the cluster has removed the node.
@@ -97,6 +98,7 @@ async def serve(config: NodeConfig) -> None:
             timing=Timing(config.tick_ms / 1000, config.election_timeout_ms / 1000),
             log_max_bytes=config.log_max_bytes,
             log_max_entries=config.log_max_entries,
+            verify_interval_seconds=config.verify_interval_seconds,
         )
         _refuse_embedded(node, config)
         _warn_of_another_address(node, config)

@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 import kvorum
-from kvorum.cli import cluster, console, data, member, node, recover, transfer
+from kvorum.cli import cluster, console, data, member, node, recover, transfer, verify
 from kvorum.errors import KvorumError
 
 
@@ -66,4 +66,5 @@ app.command("import", rich_help_panel=DATA_PANEL)(transfer.import_)
 app.command("export", rich_help_panel=DATA_PANEL)(transfer.export)
 app.command("node", rich_help_panel=NODE_PANEL)(node.node)
 app.add_typer(member.app, name="member", rich_help_panel=NODE_PANEL)
+app.command("verify", rich_help_panel=NODE_PANEL)(verify.verify)
 app.command("recover", rich_help_panel=NODE_PANEL)(recover.recover)

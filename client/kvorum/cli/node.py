@@ -73,6 +73,10 @@ def node(
         _option("LOG_MAX_BYTES", "Beyond it the older half of the log is dropped.", "bytes"),
     ] = None,
     log_max_entries: Annotated[str | None, _option("LOG_MAX_ENTRIES", "Or beyond so many.")] = None,
+    verify_interval_seconds: Annotated[
+        str | None,
+        _option("VERIFY_INTERVAL_SECONDS", "How often members compare what they hold; 0: never."),
+    ] = None,
     log_format: Annotated[
         str | None, _option("LOG_FORMAT", "For people or for machines.", "text|json")
     ] = None,

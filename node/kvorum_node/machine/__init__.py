@@ -27,13 +27,14 @@ of a batch and the reserved rows of the key layout are their places.
 """
 
 from kvorum_node.machine.commands import FORMAT, UnknownCommand
-from kvorum_node.machine.content_hash import ContentHash, ContentHasher
+from kvorum_node.machine.content_hash import HASH_FORMAT, ContentHash, ContentHasher
 from kvorum_node.machine.listing import Listing
 from kvorum_node.machine.machine import Machine
 from kvorum_node.machine.snapshot import SnapshotDamaged, SnapshotReader, Staging
 
 __all__ = [
     "FORMAT",
+    "HASH_FORMAT",
     "ContentHash",
     "ContentHasher",
     "Listing",

@@ -1,79 +1,136 @@
-"""A hash over all records of a group, taken slice by slice.
+"""A hash over the whole state of a group, taken slice by slice.
 
-Rules: the hash depends on the records alone, not on the engine, the node or the
-version of a library. So the fields go in as numbers in a fixed order, and not as
-protobuf's bytes, which are only promised to be readable:
+Rules: everything that is replicated goes in, family by family in the order of their tags,
+each in the order of its keys: a difference that no read would show today is one that a
+later entry may bring out. The index itself is a part of it, so only the hashes of states
+at the same applied index can be compared: they are equal, or one of the states is wrong.
 
-    for each record, in key order:
-    key length u32 | key | revision i64 | created i64 | version i64 | value length u32 | value
+The hash depends on what is held alone, not on the engine, the node, the space or the
+version of a library. So the fields of a record go in as numbers in a fixed order, and not
+as protobuf's bytes, which are only promised to be readable. All else is of our own layout
+(storage/layout.py), and goes in as it is stored:
+
+    format u8 | row*
+    row    = tag u8 | key length u32 | body length u32 | key | body
+    body   = what is stored; in DATA and KEYS, of what is not empty, a record:
+    record = revision, created revision, version, expire time, update time, each i64
+             | value length u32 | metadata length u32 | value | metadata | entry*
+    entry  = name length u32 | value length u32 | unique u8 | name | value
 
 Integers are big-endian; the lengths make it impossible for two different
-contents to run together into the same bytes.
+contents to run together into the same bytes. Whoever changes any of this gives it another
+HASH_FORMAT: nodes of two versions compare only what they hash in the same way.
 
 The view is pinned when the hasher is made. The caller takes one slice at a time
 and lets its event loop run between them.
 """
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
 from kvorum_node.machine import records
+from kvorum_node.raft.types import Index
 from kvorum_node.storage import layout
+from kvorum_node.storage.engine import Engine, Family
+from kvorum_node.storage.layout import Space
 from kvorumpb.v1.command_pb2 import Record
+
+HASH_FORMAT: Final = 1
+"""Verification.format: what this version hashes, and how."""
 
 DIGEST_BYTES: Final = 32
 
-SLICE_RECORDS: Final = 500
+SLICE_ROWS: Final = 500
 SLICE_BYTES: Final = 1024 * 1024
-"""A slice ends at either, after one to two milliseconds; a single larger record is one."""
+"""A slice ends at either, after one to two milliseconds; a single larger row is one."""
 
-_KEY_LENGTH: Final = struct.Struct(">I")
-_FIELDS: Final = struct.Struct(">qqqI")
+_HOLDS_RECORDS: Final = frozenset({Family.DATA, Family.KEYS})
+
+_ROW: Final = struct.Struct(">cII")
+_FIELDS: Final = struct.Struct(">qqqqqII")
+_INDEX_ENTRY: Final = struct.Struct(">II?")
 
 
 @dataclass(frozen=True, slots=True)
 class ContentHash:
-    """What a group holds at a revision, as 32 bytes."""
+    """What a group holds at an index, as 32 bytes."""
 
+    applied: Index
     revision: int
     digest: bytes
     record_count: int
+    """Records that are stored, those included that have expired and were not swept yet."""
 
 
 class ContentHasher:
-    """Hashing under way:
+    """Hashing under way. `close` it if it is given up:
 
     while (content := hasher.step()) is None:
         await asyncio.sleep(0)
     """
 
-    def __init__(self, stored: Iterator[tuple[bytes, bytes]], revision: int) -> None:
-        """`stored` yields storage keys and records in key order, as they were at `revision`."""
-        self._stored = stored
+    def __init__(self, engine: Engine, space: Space, applied: Index, revision: int) -> None:
+        """Pin what the space holds; it stands at `applied` and `revision`."""
+        self.applied = applied
+        """The index of what is hashed."""
         self._revision = revision
-        self._hasher = blake2b(digest_size=DIGEST_BYTES)
+        # All at once, between two writes: so all see the same state.
+        scans = [(family, engine.scan(family, *space.range)) for family in layout.STATE_FAMILIES]
+        self._rows = ((family, key, stored) for family, scan in scans for key, stored in scan)
+        self._hasher = blake2b(bytes([HASH_FORMAT]), digest_size=DIGEST_BYTES)
         self._record_count = 0
 
     def step(self) -> ContentHash | None:
-        """Hash one slice. None while there may be more."""
-        slice_bytes, slice_end = 0, self._record_count + SLICE_RECORDS
-        for stored_key, stored in self._stored:
-            self._update(layout.without_prefix(stored_key), stored)
-            slice_bytes += len(stored)
-            if slice_bytes >= SLICE_BYTES or self._record_count == slice_end:
-                return None
-        return ContentHash(self._revision, self._hasher.digest(), self._record_count)
+        """Hash one slice. None while there may be more.
 
-    def _update(self, key: bytes, stored: bytes) -> None:
-        record = Record()
-        records.load(record, key, stored)
-        value = record.value
-        update = self._hasher.update
-        update(_KEY_LENGTH.pack(len(key)))
-        update(key)
-        update(_FIELDS.pack(record.revision, record.created_revision, record.version, len(value)))
-        update(value)
-        self._record_count += 1
+        Raises StorageError if the engine fails, or holds what is no record.
+        """
+        slice_bytes = 0
+        parts: list[bytes] = []
+        for count, (family, stored_key, stored) in enumerate(self._rows, start=1):
+            self._add(parts, family, layout.without_prefix(stored_key), stored)
+            slice_bytes += len(stored_key) + len(stored)
+            if slice_bytes >= SLICE_BYTES or count == SLICE_ROWS:
+                self._hasher.update(b"".join(parts))
+                return None
+        self._hasher.update(b"".join(parts))
+        return ContentHash(self.applied, self._revision, self._hasher.digest(), self._record_count)
+
+    def close(self) -> None:
+        """Let the engine drop what it kept."""
+        self._rows.close()
+
+    def _add(self, parts: list[bytes], family: Family, key: bytes, stored: bytes) -> None:
+        if family is Family.DATA:
+            self._record_count += 1
+        if stored and family in _HOLDS_RECORDS:
+            body = _record(key, stored)
+            parts += _ROW.pack(family, len(key), sum(map(len, body))), key, *body
+        else:
+            parts += _ROW.pack(family, len(key), len(stored)), key, stored
+
+
+def _record(key: bytes, stored: bytes) -> list[bytes]:
+    """The parts of a record, in the order in which they go in."""
+    record = Record()
+    records.load(record, key, stored)
+    value, metadata = record.value, record.metadata
+    parts = [
+        _FIELDS.pack(
+            record.revision,
+            record.created_revision,
+            record.version,
+            record.expire_time_ms,
+            record.update_time_ms,
+            len(value),
+            len(metadata),
+        ),
+        value,
+        metadata,
+    ]
+    for entry in record.index_entries:
+        name = entry.index.encode()
+        parts += _INDEX_ENTRY.pack(len(name), len(entry.value), entry.unique), name, entry.value
+    return parts

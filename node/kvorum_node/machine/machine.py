@@ -3,7 +3,9 @@
 The law of `apply`: the records, the applied index, the revision and the log time
 that a run of entries leads to are written in one batch of the engine. A crash
 therefore leaves a state that some index has led to, and that index; the log is
-applied again from there, and leads to where it led before.
+applied again from there, and leads to where it led before. A run ends with the call,
+or before that with an entry that has a Verification: the state at that very index is
+what all nodes compare, so the engine has to have it before anything goes on.
 
 The state is in one of two spaces (storage/layout.py). A snapshot is staged in the
 other one, and installing it is one batch: the spaces change places, and the one
@@ -13,6 +15,7 @@ that was left is emptied.
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeAlias, assert_never
 
 from kvorum.errors import StorageError
@@ -20,7 +23,7 @@ from kvorum_node.machine import history, records
 from kvorum_node.machine.clients import Clients
 from kvorum_node.machine.commands import decode_batch
 from kvorum_node.machine.commit import Event
-from kvorum_node.machine.content_hash import ContentHasher
+from kvorum_node.machine.content_hash import HASH_FORMAT, ContentHasher
 from kvorum_node.machine.execution import Execution
 from kvorum_node.machine.listing import Listing, View
 from kvorum_node.machine.snapshot import SnapshotReader, Staging
@@ -30,7 +33,7 @@ from kvorum_node.raft.types import Entry, EntryKind, GroupId, Index
 from kvorum_node.storage import layout
 from kvorum_node.storage.engine import Batch, Engine, Family
 from kvorum_node.storage.layout import Space
-from kvorumpb.v1.command_pb2 import Record, TransactionResult
+from kvorumpb.v1.command_pb2 import Record, TransactionResult, Verdict
 from kvorumpb.v1.kv_pb2 import ListRequest, ListResponse
 
 Results: TypeAlias = list[list[TransactionResult]]
@@ -58,7 +61,11 @@ class Machine:
         self._clients = Clients.load(self._tables().clients)
         self._staging: Staging | None = None
         self.observer: Callable[[Sequence[Transition]], None] | None = None
-        """Told of all revisions of a call of `apply`, once they are in the engine."""
+        """Told of all revisions of a run of entries, once they are in the engine."""
+        self.on_verification: Callable[[ContentHasher], None] | None = None
+        """Given what is to be hashed, pinned at the index of a Verification."""
+        self.on_verdict: Callable[[Verdict], None] | None = None
+        """Told of a Verdict, once the entry that has it is in the engine."""
 
     @property
     def applied(self) -> Index:
@@ -94,41 +101,60 @@ class Machine:
         written at once is the caller's choice of entries.
 
         Raises UnknownCommand at an entry that this version does not understand,
-        and StorageError if the engine fails: then nothing of the call has
-        happened, here or in the engine, and the node must stop.
+        and StorageError if the engine fails: then nothing of the run that it belongs to
+        has happened, here or in the engine, and the node must stop. (A call is one run,
+        but for verifications: what was before one has happened.)
         """
-        if not entries:
-            return []
-        execution = Execution(Tables(self._engine, self._space), self._standing, self._clients)
-        applied = self._standing.applied
         results: Results = []
-        transitions: list[Transition] = []
-        for entry in entries:
+        while len(results) < len(entries):
+            self._apply_run(entries, results, wanted)
+        return results
+
+    def _apply_run(
+        self, entries: Sequence[Entry], results: Results, wanted: Container[Index] | None
+    ) -> None:
+        """Carry out what has no results yet, through the next verification, in one write."""
+        run = _Run(Execution(Tables(self._engine, self._space), self._standing, self._clients))
+        applied = self._standing.applied
+        for entry in islice(entries, len(results), None):
             if entry.index != applied + 1:
                 raise AssertionError(f"entry {entry} does not go on from applied index {applied}")
             applied = entry.index
             match entry.kind:
                 case EntryKind.COMMANDS:
-                    outcomes = _carry_out(execution, entry, transitions)
+                    outcomes = run.carry_out(entry)
                     if wanted is None or entry.index in wanted:
                         results.append(list(outcomes))
                     else:
                         deque(outcomes, maxlen=0)  # carried out, and forgotten one by one
                         results.append([])
-                    execution.end_entry(entry.index)
+                    run.execution.end_entry(entry.index)
                 case EntryKind.NOOP | EntryKind.CONFIGURATION:
                     results.append([])
                 case unexpected:
                     assert_never(unexpected)
+            if run.hash_format is not None:
+                break
+        self._write(run.execution, applied)
+        self._tell(run)
+
+    def _write(self, execution: Execution, applied: Index) -> None:
         batch = Batch()
         execution.save(batch)
         standing = execution.standing(applied)
         standing.save(batch, self._space, self._standing)
         self._engine.write(batch)
         self._standing = standing
-        if self.observer is not None and transitions:
-            self.observer(transitions)
-        return results
+
+    def _tell(self, run: "_Run") -> None:
+        """Say what a run that is in the engine has brought."""
+        if self.observer is not None and run.transitions:
+            self.observer(run.transitions)
+        if self.on_verification is not None and run.hash_format == HASH_FORMAT:
+            self.on_verification(self.content_hash())
+        if self.on_verdict is not None:
+            for verdict in run.verdicts:
+                self.on_verdict(verdict)
 
     def get(self, key: bytes, *, revision: int = 0) -> Record | None:
         """The record of the key, with its key filled in; None if there is none.
@@ -170,9 +196,9 @@ class Machine:
         return Listing(request, response, self._space.group, self._look)
 
     def content_hash(self) -> ContentHasher:
-        """Begin to hash all records as they are now, whatever is applied meanwhile."""
+        """Begin to hash the whole state as it is now, whatever is applied meanwhile."""
         return ContentHasher(
-            self._engine.scan(Family.DATA, *self._space.range), self._standing.revision
+            self._engine, self._space, self._standing.applied, self._standing.revision
         )
 
     # Snapshots.
@@ -250,15 +276,28 @@ class Machine:
         )
 
 
-def _carry_out(
-    execution: Execution, entry: Entry, transitions: list[Transition]
-) -> Iterator[TransactionResult]:
-    """Run the commands of an entry one by one."""
-    commands = decode_batch(entry)
-    execution.begin_entry(commands.log_time_ms)
-    for command in commands.commands:
-        yield execution.run(command)
-        if execution.events:
-            transitions.append(
-                Transition(execution.revision, execution.log_time_ms, execution.events)
-            )
+class _Run:
+    """Entries under way to the engine, and what is to be told once they are there."""
+
+    def __init__(self, execution: Execution) -> None:
+        self.execution = execution
+        self.transitions: list[Transition] = []
+        self.verdicts: list[Verdict] = []
+        self.hash_format: int | None = None
+        """Of the last verification."""
+
+    def carry_out(self, entry: Entry) -> Iterator[TransactionResult]:
+        """Run the commands of an entry one by one."""
+        execution = self.execution
+        batch = decode_batch(entry)
+        execution.begin_entry(batch.log_time_ms)
+        for command in batch.commands:
+            yield execution.run(command)
+            if execution.events:
+                self.transitions.append(
+                    Transition(execution.revision, execution.log_time_ms, execution.events)
+                )
+            elif command.HasField("verification"):
+                self.hash_format = command.verification.format
+            elif command.HasField("verdict"):
+                self.verdicts.append(command.verdict)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -16,11 +16,15 @@ from kvorum_node.config import check_member_address, parse_name
 from kvorum_node.node import Node
 from kvorum_node.raft.configuration import Configuration
 from kvorum_node.raft.leader import Leader
-from kvorum_node.raft.types import NodeId, node_name
+from kvorum_node.raft.types import Index, NodeId, node_name
 from kvorum_node.services.kv import abort
+from kvorum_node.verification import MAX_VERIFY_SECONDS
 from kvorumpb.v1 import cluster_pb2
 
 SERVICE = "kvorumpb.v1.Cluster"
+
+_ANSWER_SECONDS = 1.0
+"""Of the time that a caller gives, so much is kept for the answer to reach it."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 RequestT = TypeVar("RequestT", bound=Message)
@@ -38,6 +42,10 @@ class ClusterService:
                 "GetStatus": _method(self._get_status, cluster_pb2.GetStatusRequest),
                 "GetContentHash": _method(
                     self._get_content_hash, cluster_pb2.GetContentHashRequest
+                ),
+                "Verify": _method(self._verify, cluster_pb2.VerifyRequest),
+                "GetVerification": _method(
+                    self._get_verification, cluster_pb2.GetVerificationRequest
                 ),
                 "TransferLeadership": _method(
                     self._transfer_leadership, cluster_pb2.TransferLeadershipRequest
@@ -98,8 +106,24 @@ class ClusterService:
         while (content := hasher.step()) is None:  # noqa: ASYNC110 - no event ends the work
             await asyncio.sleep(0)  # the node goes on between two slices
         return cluster_pb2.GetContentHashResponse(
-            revision=content.revision, hash=content.digest, record_count=content.record_count
+            revision=content.revision,
+            hash=content.digest,
+            record_count=content.record_count,
+            applied_index=content.applied,
         )
+
+    async def _verify(
+        self, request: cluster_pb2.VerifyRequest, context: Context
+    ) -> cluster_pb2.VerifyResponse:
+        await _check_namespace(request.namespace, context)
+        deadline = asyncio.get_running_loop().time() + _verify_seconds(context)
+        return await _carry_out(self._node.verifier.verify(deadline=deadline), context)
+
+    async def _get_verification(
+        self, request: cluster_pb2.GetVerificationRequest, context: Context
+    ) -> cluster_pb2.GetVerificationResponse:
+        await _check_namespace(request.namespace, context)
+        return self._node.verifier.answer(Index(request.index))
 
     async def _transfer_leadership(
         self, request: cluster_pb2.TransferLeadershipRequest, context: Context
@@ -157,6 +181,13 @@ def _kind(configuration: Configuration, node: NodeId) -> cluster_pb2.Member.Kind
     if node in configuration.outgoing:
         return cluster_pb2.Member.OUTGOING
     return cluster_pb2.Member.LEARNER
+
+
+def _verify_seconds(context: Context) -> float:
+    remaining = cast("float | None", context.time_remaining())  # None without a deadline
+    if remaining is None:
+        return MAX_VERIFY_SECONDS
+    return min(MAX_VERIFY_SECONDS, max(remaining / 2, remaining - _ANSWER_SECONDS))
 
 
 async def _carry_out(work: Awaitable[T], context: Context) -> T:

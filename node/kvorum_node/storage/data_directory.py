@@ -2,6 +2,8 @@
 
     LOCK          held (flock) while the directory is open; contains the holder's pid
     kvorum.json   the identity: format, cluster, node, directory; and the peers it has met
+    CORRUPT       only if the majority holds something else than the state: why nobody may
+                  open the directory again, in words
     log/          the engine of the Raft log
     state/        the engine of the state
 
@@ -33,7 +35,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
 
-from kvorum.errors import DataDirectoryInUse, DataDirectoryMismatch, StorageError
+from kvorum.errors import DataDirectoryInUse, DataDirectoryMismatch, StateCorrupt, StorageError
 from kvorum_node.raft.types import NodeId, node_name
 from kvorum_node.storage.durable import sync_directory, write_durably
 from kvorum_node.storage.engine import Engine
@@ -45,6 +47,7 @@ FORMAT: Final = 1
 _LOCK: Final = "LOCK"
 _IDENTITY: Final = "kvorum.json"
 _NEW_IDENTITY: Final = "kvorum.json.new"
+_CORRUPT: Final = "CORRUPT"
 _LOG: Final = "log"
 _STATE: Final = "state"
 _NOT_OURS_BUT_HARMLESS: Final = frozenset({"lost+found"})  # a fresh ext4 volume has one
@@ -137,6 +140,7 @@ class DataDirectory:
             DataDirectoryInUse: another process, or this one, has it open.
             DataDirectoryMismatch: it belongs to another node or cluster, or to a
                 newer version.
+            StateCorrupt: it was condemned.
             StorageError: it is not a kvorum directory, or cannot be used.
         """
         try:
@@ -144,6 +148,7 @@ class DataDirectory:
             _refuse_foreign(path)
             lock = _lock(path)
             try:
+                _refuse_condemned(path)
                 found, is_new = _find_content(path, identity)
             except BaseException:
                 os.close(lock)
@@ -171,6 +176,13 @@ class DataDirectory:
             raise StorageError(f"cannot create {self.path}: {error.strerror}") from error
         self.is_new = False
 
+    def condemn(self, why: str) -> None:
+        """Let nobody open the directory again; on the disk when this returns."""
+        try:
+            write_durably(self.path / _CORRUPT, f"{why}\n".encode())
+        except OSError as error:
+            raise StorageError(f"cannot write {self.path / _CORRUPT}: {error.strerror}") from error
+
     def _save_peers(self, peers: Mapping[NodeId, str]) -> None:
         _write_content(self.path, _Content(self.identity, peers))
 
@@ -179,6 +191,10 @@ class DataDirectory:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+def _keep_no_mark(why: str) -> None:
+    """What is in memory alone does not come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +206,8 @@ class Storage:
     state: Engine
     _resources: ExitStack = field(repr=False)
     acquaintances: Acquaintances = field(default_factory=Acquaintances, repr=False)
+    condemn: Callable[[str], None] = field(default=_keep_no_mark, repr=False)
+    """As DataDirectory.condemn."""
 
     @classmethod
     def open(cls, path: Path, identity: Identity | None, *, fsync: bool = True) -> Self:
@@ -200,7 +218,7 @@ class Storage:
             fsync: False lets acknowledged writes be lost with the power.
 
         Raises:
-            DataDirectoryInUse, DataDirectoryMismatch: as DataDirectory.open.
+            DataDirectoryInUse, DataDirectoryMismatch, StateCorrupt: as DataDirectory.open.
             StorageError: as there; or an engine is damaged; or RocksDB is not installed.
         """
         try:
@@ -221,7 +239,14 @@ class Storage:
             resources.callback(state.close)
             if directory.is_new:
                 directory.finish_creation()
-            return cls(directory.identity, log, state, resources.pop_all(), directory.acquaintances)
+            return cls(
+                directory.identity,
+                log,
+                state,
+                resources.pop_all(),
+                directory.acquaintances,
+                directory.condemn,
+            )
 
     @classmethod
     def memory(cls, identity: Identity | None = None) -> Self:
@@ -289,6 +314,14 @@ def _refuse_foreign(path: Path) -> None:
             f"{path} is not a kvorum data directory, and is not empty: it contains"
             f" {min(foreign)}. Choose a new or an empty directory"
         )
+
+
+def _refuse_condemned(path: Path) -> None:
+    try:
+        why = (path / _CORRUPT).read_text("utf-8", "replace").strip()
+    except FileNotFoundError:
+        return
+    raise StateCorrupt(why)
 
 
 def _lock(path: Path) -> int:

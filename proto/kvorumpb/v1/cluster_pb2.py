@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19kvorumpb/v1/cluster.proto\x12\x0bkvorumpb.v1\"\xc9\x01\n\x06Member\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0bmatch_index\x18\x03 \x01(\x04\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\x08\x12&\n\x04kind\x18\x05 \x01(\x0e\x32\x18.kvorumpb.v1.Member.Kind\x12\x0f\n\x07joining\x18\x06 \x01(\x08\"B\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\t\n\x05VOTER\x10\x01\x12\x0b\n\x07LEARNER\x10\x02\x12\x0c\n\x08OUTGOING\x10\x03\"%\n\x10GetStatusRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"\xcd\x03\n\x11GetStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x1f\n\x04role\x18\x04 \x01(\x0e\x32\x11.kvorumpb.v1.Role\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12\x0e\n\x06leader\x18\x06 \x01(\t\x12\x13\n\x0b\x66irst_index\x18\x07 \x01(\x04\x12\x12\n\nlast_index\x18\x08 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\t \x01(\x04\x12\x15\n\rapplied_index\x18\n \x01(\x04\x12\x10\n\x08revision\x18\x0b \x01(\x03\x12\x11\n\tlog_bytes\x18\x0c \x01(\x03\x12$\n\x07members\x18\r \x03(\x0b\x32\x13.kvorumpb.v1.Member\x12\x18\n\x10members_changing\x18\x0e \x01(\x08\x12\x17\n\x0foldest_revision\x18\x0f \x01(\x03\x12\x13\n\x0blog_time_ms\x18\x10 \x01(\x03\x12\x13\n\x0bstore_bytes\x18\x11 \x01(\x03\x12\x13\n\x0bquota_bytes\x18\x12 \x01(\x03\x12\"\n\x06\x61larms\x18\x13 \x03(\x0b\x32\x12.kvorumpb.v1.Alarm\x12\x0f\n\x07watches\x18\x14 \x01(\x03\"\x85\x01\n\x05\x41larm\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.kvorumpb.v1.Alarm.Kind\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"6\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\t\n\x05QUOTA\x10\x01\x12\r\n\tLOW_SPACE\x10\x02\"\"\n\rVerifyRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"\xb4\x02\n\x0eVerifyResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\x12\x14\n\x0crecord_count\x18\x04 \x01(\x03\x12\x37\n\x07members\x18\x05 \x03(\x0b\x32&.kvorumpb.v1.VerifyResponse.MemberHash\x1a\xa3\x01\n\nMemberHash\x12\x0c\n\x04name\x18\x01 \x01(\t\x12?\n\x07verdict\x18\x02 \x01(\x0e\x32..kvorumpb.v1.VerifyResponse.MemberHash.Verdict\"F\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x08\n\x04SAME\x10\x01\x12\x0b\n\x07\x43ORRUPT\x10\x02\x12\x0b\n\x07UNKNOWN\x10\x03\":\n\x16GetVerificationRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\"]\n\x17GetVerificationResponse\x12\x0c\n\x04\x64one\x18\x01 \x01(\x08\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\x12\x14\n\x0crecord_count\x18\x04 \x01(\x03\"5\n\x0e\x43ompactRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\"*\n\x0f\x43ompactResponse\x12\x17\n\x0foldest_revision\x18\x01 \x01(\x03\"*\n\x15GetContentHashRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"N\n\x16GetContentHashResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0c\n\x04hash\x18\x02 \x01(\x0c\x12\x14\n\x0crecord_count\x18\x03 \x01(\x03\">\n\x19TransferLeadershipRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\",\n\x1aTransferLeadershipResponse\x12\x0e\n\x06leader\x18\x01 \x01(\t\"d\n\x10\x41\x64\x64MemberRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07learner\x18\x04 \x01(\x08\x12\r\n\x05\x66orce\x18\x05 \x01(\x08\"!\n\x11\x41\x64\x64MemberResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\"F\n\x14PromoteMemberRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"\x17\n\x15PromoteMemberResponse\"E\n\x13RemoveMemberRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"\x16\n\x14RemoveMemberResponse*X\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x46OLLOWER\x10\x01\x12\x11\n\rPRE_CANDIDATE\x10\x02\x12\r\n\tCANDIDATE\x10\x03\x12\n\n\x06LEADER\x10\x04\x32\xf7\x05\n\x07\x43luster\x12J\n\tGetStatus\x12\x1d.kvorumpb.v1.GetStatusRequest\x1a\x1e.kvorumpb.v1.GetStatusResponse\x12Y\n\x0eGetContentHash\x12\".kvorumpb.v1.GetContentHashRequest\x1a#.kvorumpb.v1.GetContentHashResponse\x12\x41\n\x06Verify\x12\x1a.kvorumpb.v1.VerifyRequest\x1a\x1b.kvorumpb.v1.VerifyResponse\x12\\\n\x0fGetVerification\x12#.kvorumpb.v1.GetVerificationRequest\x1a$.kvorumpb.v1.GetVerificationResponse\x12\x44\n\x07\x43ompact\x12\x1b.kvorumpb.v1.CompactRequest\x1a\x1c.kvorumpb.v1.CompactResponse\x12\x65\n\x12TransferLeadership\x12&.kvorumpb.v1.TransferLeadershipRequest\x1a\'.kvorumpb.v1.TransferLeadershipResponse\x12J\n\tAddMember\x12\x1d.kvorumpb.v1.AddMemberRequest\x1a\x1e.kvorumpb.v1.AddMemberResponse\x12V\n\rPromoteMember\x12!.kvorumpb.v1.PromoteMemberRequest\x1a\".kvorumpb.v1.PromoteMemberResponse\x12S\n\x0cRemoveMember\x12 .kvorumpb.v1.RemoveMemberRequest\x1a!.kvorumpb.v1.RemoveMemberResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19kvorumpb/v1/cluster.proto\x12\x0bkvorumpb.v1\"\xc9\x01\n\x06Member\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0bmatch_index\x18\x03 \x01(\x04\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\x08\x12&\n\x04kind\x18\x05 \x01(\x0e\x32\x18.kvorumpb.v1.Member.Kind\x12\x0f\n\x07joining\x18\x06 \x01(\x08\"B\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\t\n\x05VOTER\x10\x01\x12\x0b\n\x07LEARNER\x10\x02\x12\x0c\n\x08OUTGOING\x10\x03\"%\n\x10GetStatusRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"\xcd\x03\n\x11GetStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x1f\n\x04role\x18\x04 \x01(\x0e\x32\x11.kvorumpb.v1.Role\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12\x0e\n\x06leader\x18\x06 \x01(\t\x12\x13\n\x0b\x66irst_index\x18\x07 \x01(\x04\x12\x12\n\nlast_index\x18\x08 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\t \x01(\x04\x12\x15\n\rapplied_index\x18\n \x01(\x04\x12\x10\n\x08revision\x18\x0b \x01(\x03\x12\x11\n\tlog_bytes\x18\x0c \x01(\x03\x12$\n\x07members\x18\r \x03(\x0b\x32\x13.kvorumpb.v1.Member\x12\x18\n\x10members_changing\x18\x0e \x01(\x08\x12\x17\n\x0foldest_revision\x18\x0f \x01(\x03\x12\x13\n\x0blog_time_ms\x18\x10 \x01(\x03\x12\x13\n\x0bstore_bytes\x18\x11 \x01(\x03\x12\x13\n\x0bquota_bytes\x18\x12 \x01(\x03\x12\"\n\x06\x61larms\x18\x13 \x03(\x0b\x32\x12.kvorumpb.v1.Alarm\x12\x0f\n\x07watches\x18\x14 \x01(\x03\"\x85\x01\n\x05\x41larm\x12%\n\x04kind\x18\x01 \x01(\x0e\x32\x17.kvorumpb.v1.Alarm.Kind\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"6\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\t\n\x05QUOTA\x10\x01\x12\r\n\tLOW_SPACE\x10\x02\"\"\n\rVerifyRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"\xb4\x02\n\x0eVerifyResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\x12\x14\n\x0crecord_count\x18\x04 \x01(\x03\x12\x37\n\x07members\x18\x05 \x03(\x0b\x32&.kvorumpb.v1.VerifyResponse.MemberHash\x1a\xa3\x01\n\nMemberHash\x12\x0c\n\x04name\x18\x01 \x01(\t\x12?\n\x07verdict\x18\x02 \x01(\x0e\x32..kvorumpb.v1.VerifyResponse.MemberHash.Verdict\"F\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x08\n\x04SAME\x10\x01\x12\x0b\n\x07\x43ORRUPT\x10\x02\x12\x0b\n\x07UNKNOWN\x10\x03\":\n\x16GetVerificationRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\"m\n\x17GetVerificationResponse\x12\x0c\n\x04\x64one\x18\x01 \x01(\x08\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x0c\n\x04hash\x18\x03 \x01(\x0c\x12\x14\n\x0crecord_count\x18\x04 \x01(\x03\x12\x0e\n\x06missed\x18\x05 \x01(\x08\"5\n\x0e\x43ompactRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\"*\n\x0f\x43ompactResponse\x12\x17\n\x0foldest_revision\x18\x01 \x01(\x03\"*\n\x15GetContentHashRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\"e\n\x16GetContentHashResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0c\n\x04hash\x18\x02 \x01(\x0c\x12\x14\n\x0crecord_count\x18\x03 \x01(\x03\x12\x15\n\rapplied_index\x18\x04 \x01(\x04\">\n\x19TransferLeadershipRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\",\n\x1aTransferLeadershipResponse\x12\x0e\n\x06leader\x18\x01 \x01(\t\"d\n\x10\x41\x64\x64MemberRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0f\n\x07learner\x18\x04 \x01(\x08\x12\r\n\x05\x66orce\x18\x05 \x01(\x08\"!\n\x11\x41\x64\x64MemberResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\"F\n\x14PromoteMemberRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"\x17\n\x15PromoteMemberResponse\"E\n\x13RemoveMemberRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"\x16\n\x14RemoveMemberResponse*X\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0c\n\x08\x46OLLOWER\x10\x01\x12\x11\n\rPRE_CANDIDATE\x10\x02\x12\r\n\tCANDIDATE\x10\x03\x12\n\n\x06LEADER\x10\x04\x32\xf7\x05\n\x07\x43luster\x12J\n\tGetStatus\x12\x1d.kvorumpb.v1.GetStatusRequest\x1a\x1e.kvorumpb.v1.GetStatusResponse\x12Y\n\x0eGetContentHash\x12\".kvorumpb.v1.GetContentHashRequest\x1a#.kvorumpb.v1.GetContentHashResponse\x12\x41\n\x06Verify\x12\x1a.kvorumpb.v1.VerifyRequest\x1a\x1b.kvorumpb.v1.VerifyResponse\x12\\\n\x0fGetVerification\x12#.kvorumpb.v1.GetVerificationRequest\x1a$.kvorumpb.v1.GetVerificationResponse\x12\x44\n\x07\x43ompact\x12\x1b.kvorumpb.v1.CompactRequest\x1a\x1c.kvorumpb.v1.CompactResponse\x12\x65\n\x12TransferLeadership\x12&.kvorumpb.v1.TransferLeadershipRequest\x1a\'.kvorumpb.v1.TransferLeadershipResponse\x12J\n\tAddMember\x12\x1d.kvorumpb.v1.AddMemberRequest\x1a\x1e.kvorumpb.v1.AddMemberResponse\x12V\n\rPromoteMember\x12!.kvorumpb.v1.PromoteMemberRequest\x1a\".kvorumpb.v1.PromoteMemberResponse\x12S\n\x0cRemoveMember\x12 .kvorumpb.v1.RemoveMemberRequest\x1a!.kvorumpb.v1.RemoveMemberResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvorumpb.v1.cluster_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=2049
-  _globals['_ROLE']._serialized_end=2137
+  _globals['_ROLE']._serialized_start=2088
+  _globals['_ROLE']._serialized_end=2176
   _globals['_MEMBER']._serialized_start=43
   _globals['_MEMBER']._serialized_end=244
   _globals['_MEMBER_KIND']._serialized_start=178
@@ -56,31 +56,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETVERIFICATIONREQUEST']._serialized_start=1232
   _globals['_GETVERIFICATIONREQUEST']._serialized_end=1290
   _globals['_GETVERIFICATIONRESPONSE']._serialized_start=1292
-  _globals['_GETVERIFICATIONRESPONSE']._serialized_end=1385
-  _globals['_COMPACTREQUEST']._serialized_start=1387
-  _globals['_COMPACTREQUEST']._serialized_end=1440
-  _globals['_COMPACTRESPONSE']._serialized_start=1442
-  _globals['_COMPACTRESPONSE']._serialized_end=1484
-  _globals['_GETCONTENTHASHREQUEST']._serialized_start=1486
-  _globals['_GETCONTENTHASHREQUEST']._serialized_end=1528
-  _globals['_GETCONTENTHASHRESPONSE']._serialized_start=1530
-  _globals['_GETCONTENTHASHRESPONSE']._serialized_end=1608
-  _globals['_TRANSFERLEADERSHIPREQUEST']._serialized_start=1610
-  _globals['_TRANSFERLEADERSHIPREQUEST']._serialized_end=1672
-  _globals['_TRANSFERLEADERSHIPRESPONSE']._serialized_start=1674
-  _globals['_TRANSFERLEADERSHIPRESPONSE']._serialized_end=1718
-  _globals['_ADDMEMBERREQUEST']._serialized_start=1720
-  _globals['_ADDMEMBERREQUEST']._serialized_end=1820
-  _globals['_ADDMEMBERRESPONSE']._serialized_start=1822
-  _globals['_ADDMEMBERRESPONSE']._serialized_end=1855
-  _globals['_PROMOTEMEMBERREQUEST']._serialized_start=1857
-  _globals['_PROMOTEMEMBERREQUEST']._serialized_end=1927
-  _globals['_PROMOTEMEMBERRESPONSE']._serialized_start=1929
-  _globals['_PROMOTEMEMBERRESPONSE']._serialized_end=1952
-  _globals['_REMOVEMEMBERREQUEST']._serialized_start=1954
-  _globals['_REMOVEMEMBERREQUEST']._serialized_end=2023
-  _globals['_REMOVEMEMBERRESPONSE']._serialized_start=2025
-  _globals['_REMOVEMEMBERRESPONSE']._serialized_end=2047
-  _globals['_CLUSTER']._serialized_start=2140
-  _globals['_CLUSTER']._serialized_end=2899
+  _globals['_GETVERIFICATIONRESPONSE']._serialized_end=1401
+  _globals['_COMPACTREQUEST']._serialized_start=1403
+  _globals['_COMPACTREQUEST']._serialized_end=1456
+  _globals['_COMPACTRESPONSE']._serialized_start=1458
+  _globals['_COMPACTRESPONSE']._serialized_end=1500
+  _globals['_GETCONTENTHASHREQUEST']._serialized_start=1502
+  _globals['_GETCONTENTHASHREQUEST']._serialized_end=1544
+  _globals['_GETCONTENTHASHRESPONSE']._serialized_start=1546
+  _globals['_GETCONTENTHASHRESPONSE']._serialized_end=1647
+  _globals['_TRANSFERLEADERSHIPREQUEST']._serialized_start=1649
+  _globals['_TRANSFERLEADERSHIPREQUEST']._serialized_end=1711
+  _globals['_TRANSFERLEADERSHIPRESPONSE']._serialized_start=1713
+  _globals['_TRANSFERLEADERSHIPRESPONSE']._serialized_end=1757
+  _globals['_ADDMEMBERREQUEST']._serialized_start=1759
+  _globals['_ADDMEMBERREQUEST']._serialized_end=1859
+  _globals['_ADDMEMBERRESPONSE']._serialized_start=1861
+  _globals['_ADDMEMBERRESPONSE']._serialized_end=1894
+  _globals['_PROMOTEMEMBERREQUEST']._serialized_start=1896
+  _globals['_PROMOTEMEMBERREQUEST']._serialized_end=1966
+  _globals['_PROMOTEMEMBERRESPONSE']._serialized_start=1968
+  _globals['_PROMOTEMEMBERRESPONSE']._serialized_end=1991
+  _globals['_REMOVEMEMBERREQUEST']._serialized_start=1993
+  _globals['_REMOVEMEMBERREQUEST']._serialized_end=2062
+  _globals['_REMOVEMEMBERRESPONSE']._serialized_start=2064
+  _globals['_REMOVEMEMBERRESPONSE']._serialized_end=2086
+  _globals['_CLUSTER']._serialized_start=2179
+  _globals['_CLUSTER']._serialized_end=2938
 # @@protoc_insertion_point(module_scope)

@@ -337,7 +337,9 @@ class VerifyResponse(_message.Message):
     """Where the states were compared."""
     revision: _builtins.int
     hash: _builtins.bytes
-    """What the majority holds."""
+    """What the majority holds. Empty if no majority of the voters holds the same, or too
+    few have said so: then every verdict is UNKNOWN, and nobody stops.
+    """
     record_count: _builtins.int
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___VerifyResponse.MemberHash]: ...
@@ -388,11 +390,17 @@ class GetVerificationResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
     RECORD_COUNT_FIELD_NUMBER: _builtins.int
+    MISSED_FIELD_NUMBER: _builtins.int
     done: _builtins.bool
     """False if the node has not come so far, or is still hashing."""
     revision: _builtins.int
     hash: _builtins.bytes
+    """Empty if the node could not read its state."""
     record_count: _builtins.int
+    missed: _builtins.bool
+    """It will never be done: since then the node was restarted, has taken over the state
+    of another one, or was asked for a newer verification; or it does not know the format.
+    """
     def __init__(
         self,
         *,
@@ -400,10 +408,11 @@ class GetVerificationResponse(_message.Message):
         revision: _builtins.int = ...,
         hash: _builtins.bytes = ...,
         record_count: _builtins.int = ...,
+        missed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "hash", b"hash", "record_count", b"record_count", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "hash", b"hash", "missed", b"missed", "record_count", b"record_count", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -477,20 +486,24 @@ class GetContentHashResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
     RECORD_COUNT_FIELD_NUMBER: _builtins.int
+    APPLIED_INDEX_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     hash: _builtins.bytes
-    """BLAKE2b, 32 bytes, over length-prefixed keys and records in key order."""
+    """BLAKE2b, 32 bytes: node/kvorum_node/machine/content_hash.py says over what."""
     record_count: _builtins.int
+    applied_index: _builtins.int
+    """The last entry that the state has applied."""
     def __init__(
         self,
         *,
         revision: _builtins.int = ...,
         hash: _builtins.bytes = ...,
         record_count: _builtins.int = ...,
+        applied_index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hash", b"hash", "record_count", b"record_count", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_index", b"applied_index", "hash", b"hash", "record_count", b"record_count", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

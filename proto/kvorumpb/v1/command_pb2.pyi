@@ -203,16 +203,23 @@ Global___Compaction: _TypeAlias = Compaction  # noqa: Y015
 
 @_typing.final
 class Verification(_message.Message):
-    """Asks every node to hash its state as it is here."""
+    """Asks every node to hash its state as it is once all of this entry is applied."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    FORMAT_FIELD_NUMBER: _builtins.int
+    format: _builtins.int
+    """What goes into the hash, and how. A node that does not know it takes none, so that
+    two versions never take each other's hashes for damage.
+    """
     def __init__(
         self,
+        *,
+        format: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
