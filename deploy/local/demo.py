@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import kvorum
 from kvorum import KV, codecs
-from kvorum.admin import ClusterAdmin
+from kvorum.admin import ClusterAdmin, Verdict
 from kvorum.cli import bulk, console
 from kvorum.cli.cluster_file import NoClusterHere
 from kvorum.cli.local_cluster import LocalCluster, NodeReport
@@ -219,18 +219,13 @@ async def catch_up(cluster: LocalCluster, name: str) -> None:
 
 
 async def compare_contents(cluster: LocalCluster, count: int) -> str:
-    """The content hash, which is the same on every node, at the same revision."""
-    async with ClusterAdmin() as admin:
-        answers = await asyncio.gather(
-            *(admin.content_hash(node.address) for node in cluster.nodes)
-        )
-    views = {
-        node.name: (answer.revision, answer.hash.hex(), answer.record_count)
-        for node, answer in zip(cluster.nodes, answers, strict=True)
-    }
-    require(len(set(views.values())) == 1, f"the nodes differ: {views}")
-    require(answers[0].record_count == count, f"the nodes hold {answers[0].record_count} records")
-    return answers[0].hash.hex()
+    """The hash of what the nodes hold, which is the same on each of them."""
+    async with ClusterAdmin(node.address for node in cluster.nodes) as admin:
+        found = await admin.verify()
+    differing = {name for name, verdict in found.members.items() if verdict is not Verdict.SAME}
+    require(found.is_sound and not differing, f"the nodes differ: {dict(found.members)}")
+    require(found.record_count == count, f"the nodes hold {found.record_count} records")
+    return found.hash.hex()
 
 
 async def verify_acknowledged(kv: KV, acknowledged: dict[str, bytes], count: int) -> None:

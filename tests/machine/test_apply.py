@@ -3,11 +3,12 @@
 import pytest
 
 from kvorum.errors import StorageError
-from kvorum_node.machine import Machine
+from kvorum_node.machine import FORMAT, HASH_FORMAT, ContentHasher, Machine
 from kvorum_node.raft.types import Entry, EntryKind, GroupId, Index, Term
 from kvorum_node.storage import layout
 from kvorum_node.storage.engine import Batch, Engine, Family
 from kvorum_node.storage.memory import MemoryEngine
+from kvorumpb.v1.command_pb2 import Command, CommandBatch, Verdict, Verification
 from tests.support.commands import add, delete, entry, get, noop, put, run, run_one, transaction
 
 GROUP = GroupId(1)
@@ -87,6 +88,80 @@ def test_everything_of_a_call_goes_into_one_write() -> None:
     }
     keys = [key for family, key, _ in batch.puts if family is Family.DATA]
     assert keys == [layout.data_key(SPACE, b"n"), layout.data_key(SPACE, b"a")]
+
+
+def _commands(index: int, *commands: Command) -> Entry:
+    data = CommandBatch(format=FORMAT, commands=commands).SerializeToString()
+    return Entry(Index(index), Term(1), EntryKind.COMMANDS, data)
+
+
+VERIFICATION = Command(verification=Verification(format=HASH_FORMAT))
+
+
+def test_a_call_with_verifications_writes_one_batch_through_each_of_them() -> None:
+    engine = _WatchedEngine()
+    machine = Machine(engine, GROUP)
+    pinned: list[tuple[int, int]] = []  # where it is pinned, and what was written by then
+    machine.on_verification = lambda hasher: pinned.append((hasher.applied, len(engine.writes)))
+    results = machine.apply(
+        [
+            entry(1, transaction(put(b"a"))),
+            _commands(2, VERIFICATION, Command(transaction=transaction(put(b"b")))),
+            _commands(3, VERIFICATION),
+            noop(4),
+            entry(5, transaction(put(b"c"))),
+        ]
+    )
+    assert [len(each) for each in results] == [1, 2, 1, 0, 1]
+    assert pinned == [(2, 1), (3, 2)]
+    written = [[key[5:] for f, key, _ in batch.puts if f is Family.DATA] for batch in engine.writes]
+    assert written == [[b"a", b"b"], [], [b"c"]]
+    assert (machine.applied, machine.revision) == (5, 3)
+
+
+def test_what_was_before_a_verification_is_there_if_what_is_behind_it_fails() -> None:
+    engine = _WatchedEngine()
+    machine = Machine(engine, GROUP)
+
+    def break_down(hasher: ContentHasher) -> None:
+        engine.broken = True
+
+    machine.on_verification = break_down
+    with pytest.raises(StorageError, match="no space left"):
+        machine.apply([_commands(1, VERIFICATION), entry(2, transaction(put(b"a")))])
+    assert (machine.applied, machine.revision) == (1, 0)
+    assert Machine(engine, GROUP).applied == 1
+
+
+def test_a_verification_of_a_format_that_is_not_known_is_passed_over(machine: Machine) -> None:
+    pinned: list[ContentHasher] = []
+    machine.on_verification = pinned.append
+    for number, known in enumerate((0, HASH_FORMAT, HASH_FORMAT + 1), start=1):
+        [[result]] = machine.apply(
+            [_commands(number, Command(verification=Verification(format=known)))]
+        )
+        assert result.succeeded
+    assert [hasher.applied for hasher in pinned] == [2]
+
+
+def test_verdicts_are_told_once_they_are_in_the_engine() -> None:
+    engine = _WatchedEngine()
+    machine = Machine(engine, GROUP)
+    told: list[tuple[int, int]] = []
+    machine.on_verdict = lambda verdict: told.append((verdict.index, len(engine.writes)))
+    machine.apply(
+        [
+            _commands(1, *(Command(verdict=Verdict(index=index)) for index in (7, 8))),
+            _commands(2, VERIFICATION),
+            _commands(3, Command(verdict=Verdict(index=2))),
+        ]
+    )
+    assert told == [(7, 1), (8, 1), (2, 2)]
+
+
+def test_nobody_needs_to_look_at_verifications_and_verdicts(machine: Machine) -> None:
+    machine.apply([_commands(1, VERIFICATION, Command(verdict=Verdict(index=1, corrupt=[1])))])
+    assert (machine.applied, machine.revision) == (1, 0)
 
 
 def test_a_failed_write_leaves_the_machine_where_it_stood() -> None:

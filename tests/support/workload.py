@@ -111,6 +111,7 @@ async def followers(cluster: LocalCluster) -> list[LocalNode]:
 
 async def agreed_content(cluster: LocalCluster) -> cluster_pb2.GetContentHashResponse:
     """What all running nodes hold, once they have applied the same; fails if they differ then."""
+    contents: list[cluster_pb2.GetContentHashResponse] = []
     async with ClusterAdmin() as admin:
 
         async def is_applied() -> bool:
@@ -122,8 +123,13 @@ async def agreed_content(cluster: LocalCluster) -> cluster_pb2.GetContentHashRes
             has_leader = any(status.role == cluster_pb2.LEADER for status in statuses)
             return has_leader and all(status.applied_index == last for status in statuses)
 
+        async def is_hashed() -> bool:
+            """At one index: the leader may have something to put into the log at any time."""
+            contents[:] = [await admin.content_hash(node.address) for node in running(cluster)]
+            return len({content.applied_index for content in contents}) == 1
+
         await until(is_applied)
-        contents = [await admin.content_hash(node.address) for node in running(cluster)]
+        await until(is_hashed)
     first = contents[0]
     for node, content in zip(running(cluster), contents, strict=True):
         assert (content.revision, content.hash) == (first.revision, first.hash), (
