@@ -28,6 +28,7 @@ from kvorum_node.machine import ContentHash
 from kvorum_node.node import Node, Timing
 from kvorum_node.raft.leader import Leader
 from kvorum_node.raft.types import NodeId
+from kvorum_node.services.cluster import ClusterService
 from kvorum_node.services.peers import RaftService
 from kvorum_node.storage.data_directory import Identity, Storage
 from kvorumpb.v1.command_pb2 import Command, CommandBatch, Operation, Transaction
@@ -86,7 +87,9 @@ class Member:
                 ("grpc.http2.lookahead_bytes", 4 * limits.MIB),
             ]
         )
-        self._server.add_generic_rpc_handlers((RaftService(node).handler(),))
+        self._server.add_generic_rpc_handlers(
+            (RaftService(node).handler(), ClusterService(node).handler())
+        )
         self._server.add_insecure_port(f"127.0.0.1:{self._port}")
         await self._server.start()
         node.start()
@@ -116,9 +119,13 @@ class Member:
         return (await self.write([put(key, value)]))[0]
 
     async def write(self, operations: Iterable[Operation]) -> list[int]:
-        commands = CommandBatch(
-            commands=[Command(transaction=Transaction(operations=[one])) for one in operations]
+        return await self.propose(
+            Command(transaction=Transaction(operations=[one])) for one in operations
         )
+
+    async def propose(self, wanted: Iterable[Command]) -> list[int]:
+        """Have the commands applied as one entry, on the leader; returns the revisions."""
+        commands = CommandBatch(commands=wanted)
         results = await self.node.group.submit(
             commands.SerializeToString(),
             len(commands.commands),
