@@ -12,7 +12,7 @@ from tests.support.command_line import kvorum
 
 COMMANDS = (
     *("get", "put", "delete", "list", "add", "status", "import", "export"),
-    *("node", "cluster", "member", "recover"),
+    *("node", "cluster", "member", "verify", "recover"),
 )
 
 

@@ -54,6 +54,7 @@ def test_there_is_a_flag_for_every_setting(started: list[NodeConfig]) -> None:
         "election_timeout_ms": "300",
         "log_max_bytes": "1000000",
         "log_max_entries": "50000",
+        "verify_interval_seconds": "3600",
         "log_level": "debug",
         "log_format": "json",
     }

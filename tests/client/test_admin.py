@@ -21,7 +21,7 @@ from kvorum import (
     NotLeader,
     OutcomeUnknown,
 )
-from kvorum.admin import ClusterAdmin
+from kvorum.admin import ClusterAdmin, Verdict, Verification
 from kvorum.status import DETAILS_KEY, to_status
 from kvorumpb.v1 import cluster_pb2
 
@@ -31,6 +31,8 @@ Answer = Message | KvorumError | None
 METHODS = (
     "GetStatus",
     "GetContentHash",
+    "Verify",
+    "GetVerification",
     "TransferLeadership",
     "AddMember",
     "PromoteMember",
@@ -132,6 +134,61 @@ async def test_content_hash(node: FakeCluster) -> None:
     node.answer = cluster_pb2.GetContentHashResponse(revision=3, hash=b"x", record_count=2)
     async with ClusterAdmin() as admin:
         assert await admin.content_hash(node.address) == node.answer
+
+
+VERDICTS = cluster_pb2.VerifyResponse.MemberHash
+
+
+def verified(*verdicts: VERDICTS.Verdict.ValueType, digest: bytes = b"x") -> Answer:
+    members = [VERDICTS(name=f"n{n}", verdict=one) for n, one in enumerate(verdicts, 1)]
+    return cluster_pb2.VerifyResponse(
+        index=9, revision=4, hash=digest, record_count=2, members=members
+    )
+
+
+async def test_a_verification_is_asked_of_the_leader(three: list[FakeCluster]) -> None:
+    three[1].answers["Verify"] = lambda: verified(VERDICTS.SAME, VERDICTS.CORRUPT, VERDICTS.UNKNOWN)
+    async with ClusterAdmin([three[0].address]) as admin:
+        found = await admin.verify()
+    assert found == Verification(
+        9, 4, b"x", 2, {"n1": Verdict.SAME, "n2": Verdict.CORRUPT, "n3": Verdict.UNKNOWN}
+    )
+    assert three[1].asked(cluster_pb2.VerifyRequest) == [cluster_pb2.VerifyRequest()]
+
+
+@pytest.mark.parametrize(
+    ("answer", "sound"),
+    [
+        (verified(VERDICTS.SAME, VERDICTS.SAME), True),
+        (verified(VERDICTS.SAME, VERDICTS.UNKNOWN), True),
+        (verified(VERDICTS.SAME, VERDICTS.CORRUPT), False),
+        (verified(VERDICTS.UNKNOWN, VERDICTS.UNKNOWN, digest=b""), False),
+        (verified(VERDICTS.VERDICT_UNSPECIFIED), True),
+    ],
+)
+async def test_what_is_sound(three: list[FakeCluster], answer: Answer, sound: bool) -> None:
+    three[1].answers["Verify"] = lambda: answer
+    async with ClusterAdmin([three[0].address]) as admin:
+        assert (await admin.verify()).is_sound is sound
+
+
+async def test_a_verification_is_begun_again_at_a_new_leader(three: list[FakeCluster]) -> None:
+    def hand_over() -> KvorumError:
+        describe(three, 1, leads=False)
+        describe(three, 2, leads=True, term=8)
+        return NotLeader("n3 leads")
+
+    three[1].answers["Verify"] = hand_over
+    three[2].answers["Verify"] = lambda: verified(VERDICTS.SAME)
+    async with ClusterAdmin([three[0].address]) as admin:
+        assert (await admin.verify()).is_sound
+
+
+async def test_a_node_is_asked_for_its_own_verification(node: FakeCluster) -> None:
+    node.answer = cluster_pb2.GetVerificationResponse(done=True, hash=b"x")
+    async with ClusterAdmin() as admin:
+        assert await admin.verification(node.address, 7) == node.answer
+    assert node.requests == [cluster_pb2.GetVerificationRequest(index=7)]
 
 
 async def test_transfer_leadership(node: FakeCluster) -> None:

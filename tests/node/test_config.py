@@ -103,6 +103,10 @@ def test_it_does_not_change() -> None:
         ),
         ({"tick_ms": 0}, "tick_ms: Input should be greater than or equal to 1"),
         ({"log_max_bytes": 10}, "log_max_bytes: Input should be greater than or equal to 65536"),
+        (
+            {"verify_interval_seconds": -1},
+            "verify_interval_seconds: Input should be greater than or equal to 0",
+        ),
         ({"cluster_name": ""}, "cluster_name: String should have at least 1 character"),
         ({"colour": "blue"}, "colour: Extra inputs are not permitted"),
         ({"log_level": "loud"}, "log_level: Input should be 'debug', 'info', 'warning' or 'error'"),

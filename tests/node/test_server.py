@@ -145,12 +145,27 @@ async def test_status_and_content_hash(client: WireClient) -> None:
     content = await client.cluster(cluster_pb2.GetContentHashRequest())
     assert (content.revision, content.record_count, len(content.hash)) == (1, 1, 32)
     assert content.hash != empty.hash
+    assert content.applied_index == 2
     for request in (
         cluster_pb2.GetStatusRequest(namespace="other"),
         cluster_pb2.GetContentHashRequest(namespace="other"),
+        cluster_pb2.VerifyRequest(namespace="other"),
+        cluster_pb2.GetVerificationRequest(namespace="other"),
     ):
         error = await failure(client.cluster(request))
         assert details(error)[0].reason == "NAMESPACE_NOT_FOUND"
+
+
+async def test_a_single_node_verifies_itself(client: WireClient) -> None:
+    await client.kv(kv_pb2.PutRequest(key=b"a", value=b"1"))
+    found = await client.cluster(cluster_pb2.VerifyRequest())
+    assert (found.index, found.revision, found.record_count) == (3, 1, 1)
+    [member] = found.members
+    assert (member.name, member.verdict) == ("n1", cluster_pb2.VerifyResponse.MemberHash.SAME)
+    content = await client.cluster(cluster_pb2.GetContentHashRequest())
+    assert (content.applied_index, content.hash) == (3, found.hash)
+    answer = await client.cluster(cluster_pb2.GetVerificationRequest(index=3))
+    assert (answer.done, answer.hash) == (True, found.hash)
 
 
 # Sessions.

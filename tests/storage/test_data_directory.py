@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from kvorum.errors import DataDirectoryInUse, DataDirectoryMismatch, StorageError
+from kvorum.errors import DataDirectoryInUse, DataDirectoryMismatch, StateCorrupt, StorageError
 from kvorum_node.raft.types import NodeId
 from kvorum_node.storage import data_directory
 from kvorum_node.storage.data_directory import (
@@ -118,6 +118,32 @@ def test_a_peer_that_cannot_be_written_down_is_not_known(
         storage.acquaintances.add(NodeId(2), "d2")
     assert storage.acquaintances.directory_of(NodeId(2)) == ""
     assert snapshot(tmp_path) == before
+    storage.close()
+
+
+def test_a_condemned_directory_is_not_opened_again(tmp_path: Path) -> None:
+    create(tmp_path)
+    storage = Storage.open(tmp_path, MINE)
+    storage.condemn("its state is another one")
+    storage.close()
+    for identity in (MINE, None, MINE):
+        with pytest.raises(StateCorrupt, match=r"^its state is another one$"):
+            Storage.open(tmp_path, identity)
+    assert stored_identity(tmp_path) == MINE
+    (tmp_path / "CORRUPT").unlink()  # what an operator may do who has nothing else left
+    assert holds_what_was_stored(tmp_path)
+
+
+def test_a_directory_that_cannot_be_condemned_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    storage = Storage.open(tmp_path, MINE)
+    monkeypatch.setattr(data_directory, "write_durably", full)
+    with pytest.raises(StorageError, match=r"cannot write .*CORRUPT: No space left"):
+        storage.condemn("its state is another one")
     storage.close()
 
 

@@ -30,6 +30,13 @@ def _option(variable: str, text: str, metavar: str | None = None) -> Any:
     return typer.Option(envvar=envvar, show_envvar=False, help=text, metavar=metavar)
 
 
+# What would make the list below too long to read.
+VerifyIntervalOption = Annotated[
+    str | None,
+    _option("VERIFY_INTERVAL_SECONDS", "How often members compare what they hold; 0 is never."),
+]
+
+
 def node(
     ctx: typer.Context,
     name: Annotated[
@@ -73,10 +80,7 @@ def node(
         _option("LOG_MAX_BYTES", "Beyond it the older half of the log is dropped.", "bytes"),
     ] = None,
     log_max_entries: Annotated[str | None, _option("LOG_MAX_ENTRIES", "Or beyond so many.")] = None,
-    verify_interval_seconds: Annotated[
-        str | None,
-        _option("VERIFY_INTERVAL_SECONDS", "How often members compare what they hold; 0: never."),
-    ] = None,
+    verify_interval_seconds: VerifyIntervalOption = None,
     log_format: Annotated[
         str | None, _option("LOG_FORMAT", "For people or for machines.", "text|json")
     ] = None,
