@@ -61,6 +61,10 @@ MAX_CLIENT_WINDOW: Final = 65_536
 """Writes of one client that are not acknowledged: their results are kept."""
 MAX_REMEMBERED_RESULT_BYTES: Final = 4 * KIB
 """Of a larger result, only that there was one is remembered."""
+MAX_CLIENT_RESULT_BYTES: Final = 4 * MIB
+"""Results remembered for one client; of those beyond it, only that there were any."""
+MAX_CLIENTS_BYTES: Final = 64 * MIB
+"""Remembered for all clients; beyond it, the one that has been idle longest is forgotten."""
 
 # History.
 DEFAULT_HISTORY_SECONDS: Final = 3600

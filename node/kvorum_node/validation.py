@@ -29,6 +29,7 @@ from kvorumpb.v1.kv_pb2 import (
     GetRequest,
     IndexSelection,
     ListRequest,
+    Origin,
     PutRequest,
 )
 
@@ -102,6 +103,33 @@ def validate_ttl(ttl_ms: int, *, key: bytes) -> None:
             limit="MAX_TTL_MS",
             maximum=limits.MAX_TTL_MS,
             actual=ttl_ms,
+        )
+
+
+def validate_client(client_id: int) -> None:
+    """Raises InvalidArgument if the id is none that a client may have."""
+    if not client_id:
+        raise InvalidArgument("the client id is 0: draw another one at random")
+
+
+def validate_origin(origin: Origin) -> None:
+    """Raises InvalidArgument or LimitExceeded if the write cannot be remembered by its origin."""
+    validate_client(origin.client_id)
+    sequence, acknowledged = origin.sequence, origin.acknowledged
+    if not sequence:
+        raise InvalidArgument("the sequence of the write is 0: number writes from 1")
+    if acknowledged >= sequence:
+        raise InvalidArgument(
+            f"the write has the sequence {sequence}, and acknowledges the writes through "
+            f"{acknowledged}: acknowledge no write before it is answered"
+        )
+    if sequence - acknowledged > limits.MAX_CLIENT_WINDOW:
+        raise LimitExceeded(
+            f"the write has the sequence {sequence}, more than {limits.MAX_CLIENT_WINDOW:,} above "
+            f"{acknowledged}, the last one acknowledged: wait until earlier writes are answered",
+            limit="MAX_CLIENT_WINDOW",
+            maximum=limits.MAX_CLIENT_WINDOW,
+            actual=sequence - acknowledged,
         )
 
 

@@ -72,11 +72,15 @@ class Execution:
         if command.WhichOneof("command") == "register_client":
             self._clients.register(client_id)
             return self._nothing_written()
-        result = self._clients.recall(client_id, command.sequence)
-        if result is None:
+        sequence = command.sequence
+        recalled = self._clients.recall(client_id, sequence)
+        if recalled is None:
             result = self._run(command)
-            self._clients.remember(client_id, command.sequence, command.acknowledged, result)
-        return result
+            self._clients.remember(client_id, sequence, command.acknowledged, result)
+            return result
+        if isinstance(recalled, OperationError):
+            return self._failed(recalled, None)
+        return recalled
 
     def standing(self, applied: Index) -> Standing:
         return Standing(

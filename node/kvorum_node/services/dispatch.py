@@ -13,29 +13,47 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from kvorum import limits
 from kvorum.errors import (
+    ClientForgotten,
     DeadlineExceeded,
     IntegerOverflow,
     InvalidArgument,
     KvorumError,
     NotAnInteger,
-    OperationFailed,
+    OutOfBounds,
     Overloaded,
+    RangeTooLarge,
+    ResultForgotten,
     ResultTooLarge,
     ShuttingDown,
+    UniqueViolation,
 )
 from kvorum.status import to_status
 from kvorum_node import validation
 from kvorum_node.group import Group
 from kvorum_node.machine import Listing
-from kvorumpb.v1.command_pb2 import CommandBatch, OperationError, TransactionResult
-from kvorumpb.v1.kv_pb2 import Call, GetRequest, GetResponse, ListRequest, Reply
+from kvorumpb.v1.command_pb2 import Command, CommandBatch, OperationError, TransactionResult
+from kvorumpb.v1.kv_pb2 import (
+    Call,
+    DeleteRequest,
+    GetRequest,
+    GetResponse,
+    ListRequest,
+    PutRequest,
+    Reply,
+    TxnRequest,
+)
 
 Emit = Callable[[Iterable[Reply]], None]
 
-_OPERATION_ERRORS: dict[int, type[OperationFailed]] = {
+_OPERATION_ERRORS: dict[int, type[KvorumError]] = {
     OperationError.NOT_AN_INTEGER: NotAnInteger,
     OperationError.INTEGER_OVERFLOW: IntegerOverflow,
     OperationError.RESULT_TOO_LARGE: ResultTooLarge,
+    OperationError.OUT_OF_BOUNDS: OutOfBounds,
+    OperationError.UNIQUE_VIOLATION: UniqueViolation,
+    OperationError.RANGE_TOO_LARGE: RangeTooLarge,
+    OperationError.CLIENT_FORGOTTEN: ClientForgotten,
+    OperationError.RESULT_FORGOTTEN: ResultForgotten,
 }
 
 
@@ -225,12 +243,13 @@ def _add_command(call: Call, commands: CommandBatch) -> bool:
         case "txn":
             validation.validate_namespace(call.txn.namespace)
             validation.validate_transaction(call.txn.transaction)
-            commands.commands.add().transaction.CopyFrom(call.txn.transaction)
+            command = _command_of(call.txn, commands)
+            command.transaction.CopyFrom(call.txn.transaction)
         case "put":
             request = call.put
             validation.validate_namespace(request.namespace)
             validation.validate_put(request)
-            put = commands.commands.add().transaction.operations.add().put
+            put = _command_of(request, commands).transaction.operations.add().put
             put.key, put.value = request.key, request.value
             # Absent from most puts, and setting them costs as much as the rest.
             if request.ttl_ms:
@@ -242,12 +261,31 @@ def _add_command(call: Call, commands: CommandBatch) -> bool:
         case "delete":
             validation.validate_namespace(call.delete.namespace)
             validation.validate_key(call.delete.key)
-            commands.commands.add().transaction.operations.add().delete.key = call.delete.key
+            command = _command_of(call.delete, commands)
+            command.transaction.operations.add().delete.key = call.delete.key
+        case "register_client":
+            validation.validate_namespace(call.register_client.namespace)
+            validation.validate_client(call.register_client.client_id)
+            command = commands.commands.add(client_id=call.register_client.client_id)
+            command.register_client.SetInParent()
         case "get" | "list":
             return False
         case None:
             raise InvalidArgument("the call has no request that this version knows")
     return True
+
+
+def _command_of(
+    request: PutRequest | DeleteRequest | TxnRequest, commands: CommandBatch
+) -> Command:
+    """Add a command that says who makes the write. Raises InvalidArgument, and adds none then."""
+    if not request.HasField("origin"):
+        return commands.commands.add()
+    origin = request.origin
+    validation.validate_origin(origin)
+    return commands.commands.add(
+        client_id=origin.client_id, sequence=origin.sequence, acknowledged=origin.acknowledged
+    )
 
 
 def _is_transaction_with_gets(call: Call) -> bool:
@@ -287,19 +325,43 @@ def _validate_read(call: Call) -> None:
 def _write_reply(call: int, request: str | None, result: TransactionResult) -> Reply:
     reply = Reply(id=call)
     if result.HasField("error"):
-        kind = _OPERATION_ERRORS[result.error.reason]
-        error = kind(result.error.message, operation=result.error.operation)
-        reply.error.CopyFrom(to_status(error))
+        reply.error.CopyFrom(to_status(_error_of(result.error)))
         return reply
     match request:
         case "txn":
             reply.txn.result.CopyFrom(result)
         case "put":
             reply.put.revision = result.revision
+        case "register_client":
+            reply.register_client.SetInParent()
         case _:
             reply.delete.revision = result.revision
             reply.delete.deleted = result.results[0].delete.deleted
     return reply
+
+
+def _error_of(error: OperationError) -> KvorumError:
+    """What kv.proto says of the error: its reason, and what goes with it as metadata."""
+    kind = _OPERATION_ERRORS[error.reason]
+    match error.reason:
+        case OperationError.CLIENT_FORGOTTEN | OperationError.RESULT_FORGOTTEN:
+            return kind(error.message)
+        case OperationError.UNIQUE_VIOLATION:
+            return kind(
+                error.message,
+                operation=error.operation,
+                index=error.entry.index,
+                value=_text(error.entry.value),
+                owner=_text(error.owner),
+            )
+        case OperationError.OUT_OF_BOUNDS:
+            return kind(error.message, operation=error.operation, value=error.value)
+        case _:
+            return kind(error.message, operation=error.operation)
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="backslashreplace")
 
 
 def _refusals(calls: Iterable[int], error: BaseException) -> list[Reply]:

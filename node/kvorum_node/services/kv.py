@@ -50,6 +50,12 @@ _UNARY = (
     _Unary("Put", "put", kv_pb2.PutRequest, kv_pb2.PutResponse),
     _Unary("Delete", "delete", kv_pb2.DeleteRequest, kv_pb2.DeleteResponse),
     _Unary("Txn", "txn", kv_pb2.TxnRequest, kv_pb2.TxnResponse),
+    _Unary(
+        "RegisterClient",
+        "register_client",
+        kv_pb2.RegisterClientRequest,
+        kv_pb2.RegisterClientResponse,
+    ),
 )
 
 
