@@ -30,7 +30,7 @@
     ├── MembershipChangeRefused the members cannot be changed so, or not now
     ├── RemovedFromCluster      this node is no member any more
     ├── DataDirectoryLost       this node was a member with another data directory
-    ├── OutcomeUnknown          a write that may or may not be applied, now or later
+    ├── OutcomeUnknown          a write of which nobody can say any more whether it was applied
     ├── DeadlineExceeded        time ran out; `maybe_applied` says whether a write is in doubt
     ├── Closed                  the store was closed
     └── StorageError            the data directory or the disk
@@ -268,7 +268,8 @@ class ClientForgotten(KvorumError):
     """The store does not know the client that the write comes from, and has not applied it now.
 
     It never did, or other clients have taken its place since. Whether an earlier
-    attempt was applied cannot be told. The client library deals with it.
+    attempt was applied cannot be told. The client library deals with it: it begins anew
+    with what was sent for the first time, and raises `OutcomeUnknown` for the rest.
     """
 
     reason = "CLIENT_FORGOTTEN"
@@ -276,7 +277,11 @@ class ClientForgotten(KvorumError):
 
 
 class ResultForgotten(KvorumError):
-    """An earlier attempt was applied, and the store does not keep what it returned."""
+    """An earlier attempt was applied, and the store does not keep what it returned.
+
+    It keeps results up to `limits.MAX_REMEMBERED_RESULT_BYTES`, and so many of one client as
+    `limits.MAX_CLIENT_RESULT_BYTES` hold.
+    """
 
     reason = "RESULT_FORGOTTEN"
     code = Code.FAILED_PRECONDITION
@@ -319,7 +324,14 @@ class DataDirectoryLost(KvorumError):
 
 
 class OutcomeUnknown(KvorumError):
-    """The connection or the leader was lost after the write was sent, before it was answered."""
+    """Nobody can say any more whether the write was applied, or will be.
+
+    A store sends a write again until it is answered or time is out, and has it applied
+    once. So a caller meets this only if the store has forgotten its client meanwhile, as it
+    does when there are very many, or if an embedded store has failed. Who changes the
+    members, or sends single requests without an origin, meets it when the connection or the
+    leader was lost before the answer.
+    """
 
     reason = "OUTCOME_UNKNOWN"
     code = Code.ABORTED

@@ -35,15 +35,20 @@ class KV:
     """A store: ordered keys, each with a value and a revision. Made by `kvorum.open`.
 
     Reads and writes are linearizable. A write that has returned is on the disk
-    (of a majority of the nodes, if the store is a cluster).
+    (of a majority of the nodes, if the store is a cluster). It is applied once, even
+    if the connection or the leader is lost on the way: it is sent again until it is
+    answered, and the store knows it again.
 
     Every method takes `timeout` in seconds, all retries included, and raises
 
     - `InvalidArgument` or one of its kinds if the request is wrong: `LimitExceeded`;
     - `DeadlineExceeded` when time is out; `maybe_applied` says whether a write is in doubt;
     - `NoNodeReachable` when time is out, and no node has answered at all;
-    - `OutcomeUnknown` if the connection was lost after a write was sent: it may or may not
-      be applied;
+    - `OutcomeUnknown` if a cluster has forgotten this store before it answered a write, as
+      it does when very many write; or if an embedded store has failed: it may or may not be
+      applied;
+    - `ResultForgotten` if a write was applied, but its answer was lost and too large to be
+      kept (`limits.MAX_REMEMBERED_RESULT_BYTES`);
     - `Closed` if the store was closed.
 
     `type` says how a value is written or read: "json", "text" or "bytes"; without

@@ -20,6 +20,7 @@ from kvorum import (
     ShuttingDown,
 )
 from kvorum.backends import cluster
+from kvorum.errors import Code
 from kvorumpb.v1.kv_pb2 import Call, Reply
 from tests.client.conftest import Nodes, backend_of, target_of
 from tests.support.eventually import eventually
@@ -162,7 +163,7 @@ class TestFailover:
         async with kvorum.open(target_of(n1)) as kv:
             await kv.put("a", 1)
             await n1.stop()
-            # A write on a stream whose end has not been noticed would be in doubt.
+            # What is sent on a stream whose end has not been noticed is sent again.
             await eventually(lambda: not backend_of(kv)._sessions)
             writing = asyncio.create_task(kv.put("b", 1))
             await n1.start()
@@ -183,8 +184,8 @@ class TestFailover:
         n2.lead(term=2)
         n3.follow(n2, term=2)
         assert await reading is not None
-        with pytest.raises(OutcomeUnknown):
-            await writing
+        assert await writing == n2.calls[-1].id
+        assert n2.calls[-1].put.origin == n1.calls[-1].put.origin
 
     async def test_a_deposed_leader_may_still_answer_what_it_was_sent(
         self, nodes: Nodes, kv: KV
@@ -210,23 +211,21 @@ class TestFailover:
 
 
 class TestRepeating:
-    async def test_a_sent_write_on_a_broken_stream_is_unknown_at_once(
-        self, nodes: Nodes, kv: KV
-    ) -> None:
+    async def test_a_sent_write_is_repeated_with_its_origin(self, nodes: Nodes, kv: KV) -> None:
         n1, n2, n3 = nodes
-        n1.script = silent
+        n1.script = first(silent)
         writing = asyncio.create_task(kv.put("a", 1))
         await eventually(lambda: n1.calls)
         n1.break_streams()
-        with pytest.raises(OutcomeUnknown, match="scripted to break") as caught:
-            await writing
-        assert caught.value.maybe_applied
-        assert len(n1.calls) + len(n2.calls) + len(n3.calls) == 1
+        sent, again = await writing, n1.calls
+        assert sent == again[1].id != again[0].id
+        assert again[1].put.origin == again[0].put.origin
+        assert len(n1.calls) + len(n2.calls) + len(n3.calls) == 2
 
     @pytest.mark.parametrize("what", ["add", "delete", "atomic"])
-    async def test_every_kind_of_write_is_a_write(self, nodes: Nodes, kv: KV, what: str) -> None:
+    async def test_every_kind_of_write_has_an_origin(self, nodes: Nodes, kv: KV, what: str) -> None:
         n1, _, _ = nodes
-        n1.script = silent
+        n1.script = first(silent)
         calls: dict[str, Callable[[], Awaitable[object]]] = {
             "add": lambda: kv.add("a"),
             "delete": lambda: kv.delete("a"),
@@ -235,8 +234,10 @@ class TestRepeating:
         writing = asyncio.ensure_future(calls[what]())
         await eventually(lambda: n1.calls)
         n1.break_streams()
-        with pytest.raises(OutcomeUnknown):
-            await writing
+        await writing
+        one, two = (call.delete if what == "delete" else call.txn for call in n1.calls)
+        assert one.origin.sequence == 1
+        assert one == two
 
     @pytest.mark.parametrize("what", ["get", "list", "atomic"])
     async def test_a_sent_read_is_repeated(self, nodes: Nodes, kv: KV, what: str) -> None:
@@ -274,15 +275,21 @@ class TestRepeating:
         # The scripted RetryInfo says 20 ms, the jitter is a quarter.
         assert time.monotonic() - began >= 0.015
 
-    @pytest.mark.parametrize("error", [DeadlineExceeded("late"), OutcomeUnknown("lost")])
-    async def test_doubt_is_for_writes_only(self, nodes: Nodes, kv: KV, error: KvorumError) -> None:
+    @pytest.mark.parametrize(
+        "error", [DeadlineExceeded("late"), OutcomeUnknown("lost"), KvorumError("broken")]
+    )
+    async def test_what_is_in_doubt_is_repeated(
+        self, nodes: Nodes, kv: KV, error: KvorumError
+    ) -> None:
         n1, _, _ = nodes
         n1.script = first(lambda _: error, times=2)
-        with pytest.raises(type(error)) as caught:
-            await kv.put("a", 1)
-        assert caught.value.maybe_applied
-        assert await kv.get("a") is not None
+        await kv.put("a", 1)
         assert len(n1.calls) == 3
+        assert {call.put.origin.sequence for call in n1.calls} == {1}
+        if error.code is not Code.INTERNAL:
+            n1.script = first(lambda _: error, times=2)
+            assert await kv.get("a") is not None
+            assert len(n1.calls) == 6
 
     @pytest.mark.parametrize("error", [InvalidArgument("no"), LimitExceeded("big", limit="X")])
     async def test_a_wrong_request_is_not_repeated(
@@ -299,6 +306,7 @@ class TestRepeating:
 class TestDeadlines:
     async def test_a_sent_write_is_in_doubt(self, nodes: Nodes, kv: KV) -> None:
         n1, _, _ = nodes
+        await kv.put("warm", 1)
         n1.script = silent
         with pytest.raises(DeadlineExceeded, match=r"within 0.05 s: n1 .* leads term 1") as caught:
             await kv.put("a", 1, timeout=0.05)

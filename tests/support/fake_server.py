@@ -6,7 +6,8 @@
         n1.script = not_leader(n2)         refuses every call
         n1.break_streams()                 ends all streams, without an answer
 
-What arrived is in `messages` and `calls`.
+What arrived is in `messages` and `calls`. Registrations of clients are no part of the script:
+they are in `registrations`, and succeed where the node says that it leads (`on_register`).
 """
 
 import asyncio
@@ -43,6 +44,8 @@ def succeed(call: Call) -> Reply:
             reply.put.revision = call.id
         case "delete":
             reply.delete.deleted = True
+        case "register_client":
+            reply.register_client.SetInParent()
         case "txn":
             results = [OperationResult() for _ in call.txn.transaction.operations]
             for operation, result in zip(call.txn.transaction.operations, results, strict=True):
@@ -77,6 +80,8 @@ class FakeNode:
         self.name = name
         self.address = ""
         self.script: Script = succeed
+        self.on_register: Script = self._register
+        self.registrations: list[Call] = []
         self.messages: list[SessionRequest] = []
         self.calls: list[Call] = []
         self.sessions_opened = 0
@@ -190,14 +195,26 @@ class FakeNode:
     async def _read(self, requests: AsyncIterator[SessionRequest], stream: "_Stream") -> None:
         await self.reading.wait()
         async for message in requests:
-            self.messages.append(message)
+            calls = []
             for call in message.calls:
-                self.calls.append(call)
-                stream.answer(call, self.script)
+                if call.HasField("register_client"):
+                    self.registrations.append(call)
+                    stream.answer(call, self.on_register)
+                else:
+                    calls.append(call)
+                    self.calls.append(call)
+                    stream.answer(call, self.script)
+            if calls:
+                self.messages.append(SessionRequest(calls=calls))
             await self.reading.wait()
         self.half_closed += 1
         # What is under way may still be answered.
         await stream.broken.wait()
+
+    def _register(self, call: Call) -> Reply | KvorumError:
+        if self._leadership.leader == self.name:
+            return succeed(call)
+        return NotLeader("this node does not lead")
 
 
 class _Stream:

@@ -3,6 +3,7 @@
     cluster.py     which node a call goes to, and what happens if it fails
     session.py     one stream to one node
     leadership.py  who leads, as far as nodes have said
+    window.py      the numbers of writes, by which the store applies each of them once
     embedded.py    a store in this process
     pending.py     a call until it is answered, and its deadline
 
@@ -21,8 +22,9 @@ class Backend(Protocol):
     async def call(self, call: Call, *, timeout_seconds: float) -> Reply:
         """Return the reply of a call that succeeded; raise a `KvorumError` for one that failed.
 
-        The backend sets the call's id and its timeout, and retries what is
-        certainly not applied until `timeout_seconds` are over. A call is used once.
+        The backend sets the call's id, its timeout and the origin of a write, and repeats
+        it as long as it has no answer, until `timeout_seconds` are over: a write is applied
+        once all the same. A call is used once.
         """
         ...
 

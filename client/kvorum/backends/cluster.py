@@ -11,9 +11,16 @@ under way. While a leader is there and answers, the only stream is the one to
 it. Otherwise all nodes are asked: each holds a stream, on which it tells of a
 new leader as soon as there is one.
 
-Which calls are repeated: what a node says it has not applied; reads always; and
-what was not sent when its stream broke. A write that was sent when its stream
-broke is never repeated: it fails with `OutcomeUnknown`, at once.
+Which calls are repeated: all, until their deadline. What was certainly not applied and
+reads can be sent again in any case. A write can because the store knows it by its client
+and number (`window.py`), and applies it once. So the first write waits until the store
+knows the client, and a write that would be too far ahead of the oldest one under way
+waits for that. Two things are left to a caller who wants to know:
+
+- that time ran out while an answer was missing (`DeadlineExceeded.maybe_applied`);
+- that the store has forgotten the client meanwhile, as it does when there are very many:
+  `OutcomeUnknown` for what was sent before and may have been applied then. What was not,
+  is sent anew by a new client.
 """
 
 import asyncio
@@ -25,10 +32,12 @@ from typing import Final
 import grpc.aio
 
 from kvorum.backends.leadership import LeaderView
-from kvorum.backends.pending import Deadlines, PendingCall
+from kvorum.backends.pending import Deadlines, PendingCall, Registration
 from kvorum.backends.session import Session
+from kvorum.backends.window import Window
 from kvorum.channels import connect
 from kvorum.errors import (
+    ClientForgotten,
     Closed,
     DeadlineExceeded,
     KvorumError,
@@ -36,6 +45,7 @@ from kvorum.errors import (
     NoNodeReachable,
     NotLeader,
     OutcomeUnknown,
+    QuotaExceeded,
     ShuttingDown,
 )
 from kvorum.status import from_status, retry_delay_seconds
@@ -48,7 +58,8 @@ STAGGER_SECONDS: Final = 0.005
 PATIENCE_SECONDS: Final = 0.5
 """How long a leader may take to connect, or to answer anything, before the others are asked."""
 GRACE_SECONDS: Final = 1.0
-"""How long a former leader that still answers may take over the writes it was sent."""
+"""How long a former leader that still answers may take over the writes it was sent: the new one
+knows of them, but may not keep all of what they returned."""
 MIN_BACKOFF_SECONDS: Final = 0.01
 MAX_BACKOFF_SECONDS: Final = 0.2
 
@@ -102,6 +113,10 @@ class ClusterBackend:
         self._sessions: dict[Session, asyncio.Task[None]] = {}
         self._ids = count(1)
         self._calls: set[PendingCall] = set()
+        self._window: Window | None = None
+        self._registration: Registration | None = None
+        self._unnumbered: dict[int, PendingCall] = {}
+        """Writes that wait for a window, or for room in it."""
         self._waiting: dict[int, PendingCall] = {}
         self._delayed: dict[int, PendingCall] = {}
         self._deadlines = Deadlines(self._loop, self._expire)
@@ -128,6 +143,9 @@ class ClusterBackend:
             self._calls.discard(pending)
             self._deadlines.discard(pending)
             pending.move(None)
+            pending.settle()
+            if self._unnumbered and not self._closed:
+                self._number_waiting()
 
     async def close(self) -> None:
         self._closed = True
@@ -137,6 +155,8 @@ class ClusterBackend:
         self._deadlines.close()
         for pending in self._calls:
             pending.fail(Closed("the store was closed", maybe_applied=pending.maybe_applied))
+        if self._registration is not None:
+            self._registration.fail(Closed("the store was closed"))
         for session in self._sessions:
             session.abort()
         if self._sessions:
@@ -176,10 +196,32 @@ class ClusterBackend:
                 self._steer()
             case KvorumError(retryable=True):
                 self._repeat_later(pending, retry_delay_seconds(reply.error))
-            case OutcomeUnknown() | DeadlineExceeded() if not is_write:
+            case OutcomeUnknown() | DeadlineExceeded():
+                pending.lost = is_write
                 self._repeat_later(pending, None)
+            case QuotaExceeded() if pending.lost:
+                # It speaks for this attempt alone.
+                self._repeat_later(pending, None)
+            case ClientForgotten():
+                self._on_forgotten(pending, error)
             case _:
                 pending.fail(error)
+
+    def _on_forgotten(self, pending: PendingCall, error: ClientForgotten) -> None:
+        """The store does not know the client: a new one goes on with what was not applied."""
+        if pending.window is self._window:
+            self._window = None
+            if self._unnumbered:
+                self._register()
+        if pending.lost:
+            doubt = OutcomeUnknown(
+                "the store has forgotten this client before the write was answered: it may or may"
+                " not be applied"
+            )
+            pending.fail(doubt, error)
+        else:
+            pending.settle()
+            self._repeat_later(pending, None)
 
     def _refuse(self, session: Session, error: KvorumError) -> None:
         """A node says that it does not lead, and perhaps who does."""
@@ -217,11 +259,57 @@ class ClusterBackend:
     # Where calls go.
 
     def _route(self, pending: PendingCall) -> None:
+        if pending.is_write and pending.window is None and not self._number(pending):
+            return
         if self._leader is not None:
             self._leader.submit(pending)
         else:
             self._repeat(pending)
             self._steer()
+
+    def _number(self, pending: PendingCall) -> bool:
+        """Give the write its number, or let it wait for one."""
+        window = self._window
+        if window is None or window.is_full or self._unnumbered:
+            pending.sent = False
+            pending.move(self._unnumbered, next(self._ids))
+            if window is None:
+                self._register()
+            return False
+        pending.number(window)
+        return True
+
+    def _number_waiting(self) -> None:
+        window = self._window
+        while self._unnumbered and window is not None and not window.is_full:
+            pending = next(iter(self._unnumbered.values()))
+            pending.move(None)
+            pending.number(window)
+            self._route(pending)
+
+    def _register(self) -> None:
+        if self._registration is None:
+            self._registration = Registration(self._loop)
+            self._deadlines.add(self._registration)
+            self._registration.future.add_done_callback(self._on_registered)
+            self._route(self._registration)
+
+    def _on_registered(self, future: "asyncio.Future[Reply]") -> None:
+        registration, self._registration = self._registration, None
+        if registration is None:
+            raise AssertionError("nobody was to be registered")
+        self._deadlines.discard(registration)
+        registration.move(None)
+        error = future.exception()
+        if error is None:
+            self._window = Window(registration.client_id)
+            self._number_waiting()
+        elif isinstance(error, DeadlineExceeded | NoNodeReachable):
+            if self._unnumbered:
+                self._register()
+        elif isinstance(error, KvorumError):
+            for pending in tuple(self._unnumbered.values()):
+                pending.fail(error)
 
     def _repeat(self, pending: PendingCall) -> None:
         pending.sent = False
@@ -240,7 +328,7 @@ class ClusterBackend:
             self._route(pending)
 
     def _keep_pace(self) -> None:
-        if self._calls:
+        if self._calls or self._registration is not None:
             self._pace = self._loop.call_later(_jitter(PACE_SECONDS), self._keep_pace)
             self._steer()
         else:
@@ -331,12 +419,8 @@ class ClusterBackend:
             node.retry_at = node.asked_at + _jitter(PACE_SECONDS)
         self._take_back(session)
         for pending in tuple(session.in_flight.values()):
-            pending.move(None)
-            error = OutcomeUnknown(
-                f"the connection to {node.address} was lost after the write was sent"
-                f"{_because(cause)}: it may or may not be applied"
-            )
-            pending.fail(error, cause)
+            pending.lost = True
+            self._repeat(pending)
         self._steer()
 
     def _retire_others(self, leader: Session) -> None:
@@ -361,7 +445,7 @@ class ClusterBackend:
         cause = self._last_failure
         began_at = pending.deadline - pending.timeout_seconds
         heard_at = max(self._heard_at, *(session.heard_at for session in self._sessions), 0.0)
-        if pending.sent or heard_at >= began_at:
+        if pending.sent or pending.lost or heard_at >= began_at:
             error: KvorumError = pending.expired(f"{self._view}; asked {nodes}{_because(cause)}")
         else:
             error = NoNodeReachable(

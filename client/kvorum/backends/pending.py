@@ -2,16 +2,19 @@
 
 A pending call is in one place at a time: its `home`, a dict of calls by id. It
 gets a new id for every attempt, so that a late answer to an earlier one finds
-nobody.
+nobody. A write that has an origin keeps it in every attempt, so that the store
+knows it again.
 """
 
 import asyncio
+import secrets
 from collections.abc import Callable
 from typing import Final
 
 from kvorum import limits
+from kvorum.backends.window import Window
 from kvorum.errors import DeadlineExceeded, KvorumError
-from kvorumpb.v1.kv_pb2 import Call, Reply
+from kvorumpb.v1.kv_pb2 import Call, Origin, Reply
 
 RESOLUTION_SECONDS: Final = 0.01
 """A deadline is noticed this much late at most: calls of the same moment share a timer."""
@@ -28,9 +31,13 @@ class PendingCall:
         "future",
         "home",
         "id",
+        "is_write",
+        "lost",
+        "origin",
         "sent",
         "sent_at",
         "timeout_seconds",
+        "window",
     )
 
     def __init__(self, call: Call, timeout_seconds: float, loop: asyncio.AbstractEventLoop) -> None:
@@ -42,35 +49,49 @@ class PendingCall:
         self.home: dict[int, PendingCall] | None = None
         self.bucket: set[PendingCall] | None = None
         self.attempts = 0
+        self.is_write = _is_write(call)
+        self.window: Window | None = None
+        self.origin: Origin | None = None
+        """The part of the call that says whose write it is, and which."""
         self.sent = False
         """True from the moment in which a node may have seen it, until one says it did nothing."""
         self.sent_at = 0.0
-
-    @property
-    def is_write(self) -> bool:
-        match self.call.WhichOneof("request"):
-            case "get" | "list":
-                return False
-            case "txn":
-                transaction = self.call.txn.transaction
-                return any(
-                    operation.WhichOneof("operation") != "get"
-                    for branch in (transaction.operations, transaction.otherwise)
-                    for operation in branch
-                )
-            case _:
-                return True
+        self.lost = False
+        """True once an attempt was sent, and nobody can say what became of it."""
 
     @property
     def maybe_applied(self) -> bool:
         """True if nobody can say whether this write happened, or still will."""
-        return self.sent and self.is_write
+        return self.is_write and (self.sent or self.lost)
+
+    def number(self, window: Window) -> None:
+        """Let the write be the next one of the window."""
+        match self.call.WhichOneof("request"):
+            case "put":
+                self.origin = self.call.put.origin
+            case "delete":
+                self.origin = self.call.delete.origin
+            case "txn":
+                self.origin = self.call.txn.origin
+            case request:
+                raise AssertionError(f"{request} is no write")
+        self.window = window
+        self.origin.client_id = window.client_id
+        self.origin.sequence = window.take()
+
+    def settle(self) -> None:
+        """Leave the window, if the write is in one: its number will not be sent any more."""
+        if self.window is not None and self.origin is not None:
+            self.window.settle(self.origin.sequence)
+        self.window = self.origin = None
 
     def start(self, now: float) -> None:
         """Make the call ready to be handed over: from here on a node may see it."""
         remaining_ms = int((self.deadline - now) * 1000)
         self.call.id = self.id
         self.call.timeout_ms = min(max(remaining_ms, 1), limits.MAX_CALL_TIMEOUT_MS)
+        if self.window is not None and self.origin is not None:
+            self.origin.acknowledged = self.window.acknowledged
         self.sent = True
         self.sent_at = now
 
@@ -99,6 +120,44 @@ class PendingCall:
             f"not answered within {self.timeout_seconds:g} s: {where}{doubt}",
             maybe_applied=self.maybe_applied,
         )
+
+
+class Registration(PendingCall):
+    """Makes a client id known, with which writes are numbered.
+
+    Every attempt draws an id of its own. Were one that was not answered repeated with its
+    id, a late copy of it could bring back a client that was forgotten, without its results.
+    """
+
+    __slots__ = ("client_id",)
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        call = Call()
+        call.register_client.SetInParent()
+        super().__init__(call, limits.DEFAULT_TIMEOUT_SECONDS, loop)
+        self.client_id = 0
+        """That of the last attempt."""
+
+    def start(self, now: float) -> None:
+        super().start(now)
+        # So many that nobody else draws it.
+        self.client_id = secrets.randbits(64) or 1
+        self.call.register_client.client_id = self.client_id
+
+
+def _is_write(call: Call) -> bool:
+    match call.WhichOneof("request"):
+        case "get" | "list" | "register_client":  # registering twice does no harm
+            return False
+        case "txn":
+            transaction = call.txn.transaction
+            return any(
+                operation.WhichOneof("operation") not in ("get", "list")
+                for branch in (transaction.operations, transaction.otherwise)
+                for operation in branch
+            )
+        case _:
+            return True
 
 
 class Deadlines:
