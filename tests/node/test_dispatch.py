@@ -1,7 +1,7 @@
 """Calls in, replies out: each kind, alone and mixed, and every call answered exactly once."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 
 import pytest
 from google.protobuf.json_format import MessageToDict
@@ -36,55 +36,10 @@ from kvorumpb.v1.kv_pb2 import (
     TxnRequest,
 )
 from tests.support import commands
+from tests.support.calls import add, ask, ask_one, delete, error_of, get, put
 from tests.support.driven_node import DrivenNode
 from tests.support.eventually import eventually
 from tests.support.raft_messages import heartbeat_reply
-
-
-def put(call: int, key: bytes, value: bytes = b"v") -> Call:
-    return Call(id=call, put=PutRequest(key=key, value=value))
-
-
-def get(call: int, key: bytes) -> Call:
-    return Call(id=call, get=GetRequest(key=key))
-
-
-def delete(call: int, key: bytes) -> Call:
-    return Call(id=call, delete=DeleteRequest(key=key))
-
-
-def add(call: int, key: bytes, amount: int = 1) -> Call:
-    transaction = commands.transaction(commands.add(key, amount))
-    return Call(id=call, txn=TxnRequest(transaction=transaction))
-
-
-def error_of(reply: Reply) -> KvorumError:
-    assert reply.WhichOneof("outcome") == "error"
-    return from_status(reply.error)
-
-
-@pytest.fixture
-async def n1() -> AsyncIterator[DrivenNode]:
-    """The only voter, and so the leader."""
-    async with DrivenNode(voters=1) as node:
-        await eventually(lambda: node.group.machine.applied == 1)
-        yield node
-
-
-@pytest.fixture
-def dispatcher(n1: DrivenNode) -> Dispatcher:
-    return Dispatcher(n1.group)
-
-
-async def ask(dispatcher: Dispatcher, *calls: Call) -> dict[int, Reply]:
-    replies = await dispatcher.execute(calls)
-    assert sorted(reply.id for reply in replies) == sorted(call.id for call in calls)
-    return {reply.id: reply for reply in replies}
-
-
-async def ask_one(dispatcher: Dispatcher, call: Call) -> Reply:
-    return (await ask(dispatcher, call))[call.id]
-
 
 # Each kind.
 

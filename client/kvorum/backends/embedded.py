@@ -2,8 +2,8 @@
 
 Calls that are made while others are being carried out form the next batch, and
 share its fsync. A list that counts takes long, and is a batch of its own beside the others.
-No answer is ever lost on the way, so nothing is sent twice: writes
-need no origin, and no client is registered, though the node would take both.
+No answer is ever lost on the way, so nothing is sent twice: writes need no origin, and no
+client is registered, though the node would take both.
 """
 
 import asyncio
