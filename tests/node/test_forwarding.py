@@ -46,7 +46,7 @@ class ScriptedLeader:
                 request_deserializer=getattr(kv_pb2, f"{name}Request").FromString,
                 response_serializer=getattr(kv_pb2, f"{name}Response").SerializeToString,
             )
-            for name in ("Get", "Put")
+            for name in ("Get", "Put", "RegisterClient")
         }
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler("kvorumpb.v1.KV", methods),)
@@ -149,6 +149,27 @@ async def test_the_leaders_answer_is_passed_back(follower: Follower) -> None:
     leader.script = script
     answer = await client.kv(kv_pb2.PutRequest(key=b"k", value=b"value"), seconds=5)
     assert answer.revision == 5
+
+
+async def test_who_makes_a_write_is_passed_on(follower: Follower) -> None:
+    client, leader = follower
+    requests = []
+
+    async def script(request: Any, context: Any) -> Message:
+        requests.append(request)
+        if isinstance(request, kv_pb2.RegisterClientRequest):
+            return kv_pb2.RegisterClientResponse()
+        return kv_pb2.PutResponse()
+
+    leader.script = script
+    origin = kv_pb2.Origin(client_id=7, sequence=2, acknowledged=1)
+    asked = [
+        kv_pb2.RegisterClientRequest(client_id=7),
+        kv_pb2.PutRequest(key=b"k", origin=origin),
+    ]
+    for request in asked:
+        await client.kv(request)
+    assert requests == asked
 
 
 async def test_the_leaders_error_is_passed_back_with_its_details(follower: Follower) -> None:

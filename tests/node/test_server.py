@@ -86,6 +86,21 @@ async def test_unary_calls(client: WireClient) -> None:
     assert not (await client.kv(kv_pb2.GetRequest(key=b"a"))).HasField("record")
 
 
+async def test_a_unary_write_with_an_origin_is_applied_once(client: WireClient) -> None:
+    origin = kv_pb2.Origin(client_id=7, sequence=1)
+    put = kv_pb2.PutRequest(key=b"once", value=b"1", origin=origin)
+    error = await failure(client.kv(put))
+    assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert details(error)[0].reason == "CLIENT_FORGOTTEN"
+    await client.kv(kv_pb2.RegisterClientRequest(client_id=7))
+    first = await client.kv(put)
+    assert await client.kv(put) == first
+    origin.sequence, origin.acknowledged = 2, 1
+    await client.kv(kv_pb2.PutRequest(key=b"once", origin=origin))
+    error = await failure(client.kv(put))
+    assert details(error)[0].reason == "RESULT_FORGOTTEN"
+
+
 async def test_an_error_brings_its_reason_and_metadata(client: WireClient) -> None:
     key = b"k" * (limits.MAX_KEY_BYTES + 1)
     error = await failure(client.kv(kv_pb2.PutRequest(key=key)))
