@@ -19,9 +19,8 @@ async def test_the_leader_is_killed_under_load(three_nodes: LocalCluster, kv: KV
             await work.progress()
             await three_nodes.restart(leader)
             await work.progress()
-    # What was on its way to the dead leader is in doubt, and nothing else ever fails.
-    assert set(work.kinds_of_failure) <= {"OutcomeUnknown"}
-    assert len(work.failures) <= 2 * 32
+    # What was on its way to the dead leader was sent to the next one.
+    assert work.kinds_of_failure == {}
     await assert_nothing_lost(three_nodes, work)
 
 
@@ -45,11 +44,8 @@ async def test_all_three_are_killed_at_once(three_nodes: LocalCluster) -> None:
         async with Workload(kv) as work:
             three_nodes.kill_all()
             work.stop()
-        assert set(work.kinds_of_failure) <= {
-            "OutcomeUnknown",
-            "DeadlineExceeded",
-            "NoNodeReachable",
-        }
+        # Nobody is there to be asked again, and time runs out.
+        assert set(work.kinds_of_failure) <= {"DeadlineExceeded", "NoNodeReachable"}
         assert sorted(await three_nodes.up()) == ["n1", "n2", "n3"]
         async with Workload(kv, first=1_000_000) as more:
             pass

@@ -18,7 +18,7 @@ PROGRESS_SECONDS = 20.0
 class Workload:
     """Writes for as long as it is entered.
 
-    A write that fails is counted and not repeated: its key is never used again.
+    A write that fails is counted and not made again: its key is never used again.
     """
 
     def __init__(

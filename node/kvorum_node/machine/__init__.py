@@ -10,6 +10,7 @@ How a write passes through, in the order to read the files:
 
     commands.py      an entry's data becomes commands, or stops the node
     execution.py     commands run one after the other, each atomic, on an overlay
+    clients.py       a write that comes again is answered and not run
     machine.py       the overlay and where it leads to (standing.py) go to the engine
                      in one batch
     listing.py       pages of records, with cursor.py for the place to go on from
@@ -22,8 +23,6 @@ proposed (kvorum_node.validation). What it does not trust is its own ability to
 understand the log: an instruction that it does not know stops the node, since to
 skip it would let this node's state part from that of the others without a word.
 
-Not here: history, watches, expiry and exactly-once. Log time, the format number
-of a batch and the reserved rows of the key layout are their places.
 """
 
 from kvorum_node.machine.commands import FORMAT, UnknownCommand

@@ -97,7 +97,9 @@ class Origin(_message.Message):
     """Who makes a write, so that it is applied once however often it is sent.
 
     A client draws an id, registers it, numbers its writes from 1, and repeats a write
-    with its number when no answer came: it gets the answer of the first time.
+    with its number when no answer came: it gets the answer of the first time. When a
+    registration is not answered, it draws another id: a late copy of the first one could
+    bring back a client that was forgotten, without its results.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
