@@ -125,7 +125,7 @@ class Model:
     """By revision, all cells as they were then."""
     events: dict[int, list[Happened]] = field(default_factory=dict)
     limits: dict[bytes, list[int]] = field(default_factory=dict)
-    """By key, the times at which something was taken: each once for each that it cost."""
+    """By key, the times at which what was taken counts no more: each once for each that it cost."""
     windows: dict[int, Window] = field(default_factory=dict)
     violations: set[Violation] = field(default_factory=set)
     """Of the last transaction; the machine names one of them."""
@@ -173,15 +173,7 @@ class Model:
             case "transaction":
                 return self._transact(command.transaction)
             case "sweep":
-                due = sorted(
-                    (cell.expire_time_ms, key)
-                    for key, cell in self.cells.items()
-                    if 0 < cell.expire_time_ms <= self.log_time_ms
-                )
-                kept = dict(self.cells)
-                for _, key in due[: command.sweep.limit]:
-                    del kept[key]
-                self._commit(kept)
+                self._sweep(command.sweep.limit)
                 return self._nothing()
             case "compaction":
                 self.oldest_revision = max(
@@ -190,6 +182,18 @@ class Model:
                 return self._nothing()
             case _:
                 return self._nothing()
+
+    def _sweep(self, limit: int) -> None:
+        records = [(cell.expire_time_ms, 0, key) for key, cell in self.cells.items()]
+        states = [(max(times), 1, key) for key, times in self.limits.items()]
+        due = sorted(one for one in records + states if 0 < one[0] <= self.log_time_ms)
+        kept = dict(self.cells)
+        for _, is_limit, key in due[:limit]:
+            if is_limit:
+                del self.limits[key]
+            else:
+                del kept[key]
+        self._commit(kept)
 
     def _nothing(self, reason: OperationError.Reason.ValueType | None = None) -> TransactionResult:
         result = TransactionResult(
@@ -444,13 +448,16 @@ class _Run:
         held = {}
         for limit in request.limits:
             times = [] if limit.reset else self.limits.get(limit.key, [])
-            held[limit.key] = [time for time in times if time > now - limit.window_ms]
+            held[limit.key] = [time for time in times if time > now]
         allowed = all(_has_room(limit, held[limit.key]) for limit in request.limits)
         result.rate_limit.allowed = allowed
         for limit in request.limits:
             result.rate_limit.states.add(allowed=_has_room(limit, held[limit.key]))
             if allowed and (limit.cost or limit.reset):
-                self.limits[limit.key] = held[limit.key] + [now] * limit.cost
+                counted = held[limit.key] + [now + limit.window_ms] * limit.cost
+                self.limits.pop(limit.key, None)
+                if counted:
+                    self.limits[limit.key] = counted
 
 
 def within(selected: KeyRange) -> Callable[[bytes], bool]:
