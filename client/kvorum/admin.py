@@ -40,6 +40,7 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 
 STATUS_TIMEOUT_SECONDS: Final = 2.0
 TRANSFER_TIMEOUT_SECONDS: Final = 10.0
+COMPACT_TIMEOUT_SECONDS: Final = 30.0
 CONTENT_HASH_TIMEOUT_SECONDS: Final = 60.0
 """The whole state is read."""
 VERIFY_TIMEOUT_SECONDS: Final = 300.0
@@ -302,6 +303,23 @@ class ClusterAdmin:
             timeout=timeout,
         )
         return response.leader
+
+    async def compact(self, revision: int, *, timeout: float = COMPACT_TIMEOUT_SECONDS) -> int:
+        """Forget history before the revision, and return the oldest that can be read then.
+
+        That is the revision itself, or a later one where that was forgotten before. This
+        finds the leader.
+
+        Raises:
+            FutureRevision: the store has not come so far; InvalidArgument: below 1.
+        """
+        response = await self._call_leader(
+            "Compact",
+            cluster_pb2.CompactRequest(revision=revision),
+            cluster_pb2.CompactResponse,
+            timeout=timeout,
+        )
+        return response.oldest_revision
 
     async def add_member(
         self,

@@ -257,7 +257,7 @@ class QuotaExceeded(KvorumError):
     """The store has reached its quota, or a disk has too little space left: nothing is written.
 
     Reads, deletes and compaction go on, and writes do when they have made space.
-    Metadata: `node`, whose disk it is.
+    Metadata: `node`, whose disk it is, and `limit`, the setting of that node.
     """
 
     reason = "QUOTA_EXCEEDED"

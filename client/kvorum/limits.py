@@ -73,6 +73,9 @@ MAX_COMPACTION_EVENTS: Final = 10_000
 """Removed by one command."""
 MAX_SWEEP_RECORDS: Final = 1_000
 """Expired records removed by one command."""
+MAX_SWEEP_BYTES: Final = 1 * MIB
+"""A sweep ends once it has removed this much: the history takes it all over. It decides what
+entries in the log mean, and so stays as it is."""
 
 # Watches.
 MAX_WATCHES: Final = 100_000

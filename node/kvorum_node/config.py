@@ -15,6 +15,8 @@ from typing import Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from kvorum import limits
+from kvorum.limits import MIB
 from kvorum_node.raft.types import NodeId
 
 _NAME: Final = r"n[1-9][0-9]{0,8}"
@@ -65,6 +67,17 @@ class NodeConfig(BaseModel):
     log_max_entries: int = Field(default=1_000_000, ge=1 << 10)
     """The same by count: each entry costs about 8 bytes of memory."""
 
+    history_seconds: float = Field(default=limits.DEFAULT_HISTORY_SECONDS, ge=1, le=10**9)
+    """How long revisions can be read and watched from. Longer: more disk, by what is written
+    meanwhile. The setting of the leader counts: give all nodes the same."""
+
+    quota_bytes: int = Field(default=0, ge=0)
+    """What log and state may take together, 0 for no limit. Beyond it, writes are refused until
+    deletes and compaction have made room."""
+
+    min_free_bytes: int = Field(default=256 * MIB, ge=0)
+    """What is to be left in the file system of the data directory; the same happens below it.
+    Smaller: a disk that is filled quickly may stop the node before it notices. 0: it will."""
     verify_interval_seconds: float = Field(default=86_400.0, ge=0, le=366 * 86_400.0)
     """How often the leader has all members compare what they hold; 0 is never. Each of them reads
     its whole state then, for at most a quarter of its time."""
@@ -126,6 +139,11 @@ class NodeConfig(BaseModel):
             raise ValueError(
                 f"election_timeout_ms ({self.election_timeout_ms}) must be at least 6 tick_ms"
                 f" ({self.tick_ms}): a heartbeat takes 2 ticks, and one may be lost"
+            )
+        if 0 < self.quota_bytes < 2 * self.log_max_bytes:
+            raise ValueError(
+                f"quota_bytes ({self.quota_bytes}) must be at least twice log_max_bytes"
+                f" ({self.log_max_bytes}), or 0: the log alone would reach it"
             )
         return self
 

@@ -6,6 +6,10 @@ file keeps the two together:
     submit  -> queued -> staged into an entry at index@term -> applied: the results
     read    -> queued -> asked of the core as one request   -> confirmed and applied
 
+A read is answered at the machine's log time, and only what that says has expired is
+absent: so two reads agree, whoever leads. Where it is behind the clock, and a record expires
+in between, an entry brings the time along before the read is answered.
+
 Every future is resolved exactly once: with a result, or with an error that says
 whether the write may have been applied. Nothing here awaits; the driver calls
 `stage` before it takes a Ready, and `save`, `install` and `apply` when it carries
@@ -29,6 +33,7 @@ from kvorum.errors import (
     Overloaded,
     ShuttingDown,
 )
+from kvorum_node.log_clock import LogClock
 from kvorum_node.machine import FORMAT, Machine
 from kvorum_node.members import ChangeOfMembers, Members
 from kvorum_node.raft.candidate import Candidate
@@ -84,13 +89,25 @@ class _Reads:
 
 
 @dataclass(slots=True)
+class _Confirmed:
+    """Reads that may be answered when the state has reached the index."""
+
+    index: Index
+    reads: list[_Reads]
+    timed: bool = False
+    """The entry at the index brings a time at which they were under way."""
+
+
+@dataclass(slots=True)
 class _Waiters:
     queued: list[_Submission] = field(default_factory=list)
     queued_bytes: int = 0
     proposals: dict[Index, _Proposal] = field(default_factory=dict)
     reads_queued: list[_Reads] = field(default_factory=list)
     reads_asked: dict[int, list[_Reads]] = field(default_factory=dict)
-    reads_confirmed: deque[tuple[Index, list[_Reads]]] = field(default_factory=deque)
+    reads_confirmed: deque[_Confirmed] = field(default_factory=deque)
+    time_wanted: bool = False
+    """The first of the confirmed reads need an entry that brings the time along."""
 
 
 class Group:
@@ -101,18 +118,20 @@ class Group:
         machine: Machine,
         log: RaftLogStore,
         *,
-        clock_ms: Callable[[], int],
+        clock: LogClock,
         wake: Callable[[], None],
     ) -> None:
         self.id = group
         self.raft = raft
         self.machine = machine
         self.log = log
+        self.clock = clock
         self.members = Members(raft, log, machine, not_leader=self.not_leader)
         self.logger = _GroupLogger(self)
         self.leadership_changed: Callable[[], None] = lambda: None
         self.members_changed: Callable[[], None] = lambda: None
-        self._clock_ms = clock_ms
+        self.shortage: Callable[[], KvorumError | None] = lambda: None
+        """Why writes that take space are refused now; None if they are not."""
         self._wake = wake
         self._waiters = _Waiters()
         self._next_read = 0
@@ -184,6 +203,8 @@ class Group:
             queued, waiters.queued, waiters.queued_bytes = waiters.queued, [], 0
             for submissions in _cut_into_entries(queued):
                 self._propose(submissions)
+        if waiters.time_wanted:  # and no write has brought it along
+            self._propose([])
 
     def save(self, batch: Batch, ready: Ready) -> None:
         """Add what the Ready wants on the disk."""
@@ -202,6 +223,7 @@ class Group:
         self.machine.install(last.index)
         self.logger.info("goes on from the snapshot at %s", last)
         proposals = self._waiters.proposals
+        self._observe_log_time()
         for index in [index for index in proposals if index <= last.index]:
             _in_doubt(proposals.pop(index), "the state of another node was taken over")
         self._refuse_replaced(last.term)
@@ -211,6 +233,7 @@ class Group:
         if ready.committed:
             proposals = self._waiters.proposals
             results = self.machine.apply(ready.committed, wanted=proposals.keys())
+            self._observe_log_time()
             for entry, outcome in zip(ready.committed, results, strict=True):
                 proposal = proposals.get(entry.index)
                 if proposal is not None and proposal.term == entry.term:
@@ -257,6 +280,7 @@ class Group:
 
     def tick(self, now: float) -> None:
         self.raft.tick()
+        self.now_ms()
         self._expire(now)
         self._ticks_since_lead = 0 if self.role == Role.LEADER else self._ticks_since_lead + 1
         if self._waiters.proposals and self._ticks_since_lead > self.raft.settings.election_ticks:
@@ -291,6 +315,15 @@ class Group:
             if one.recently_active and one.state is not ProgressState.SNAPSHOT
         ]
         return min(reached, default=self.machine.applied)
+
+    def now_ms(self) -> int:
+        """What log time is now, as far as this node knows: it decides that if it leads."""
+        return self.clock.now_ms(leads=isinstance(self.raft.role, Leader))
+
+    def follow_clock(self, leader: NodeId, log_time_ms: int) -> None:
+        """A node that leads says what log time is by its clock."""
+        if leader == self.raft.leader != self.raft.node:
+            self.clock.follow(max(log_time_ms, self.machine.log_time_ms))
 
     @property
     def role(self) -> Role.ValueType:
@@ -339,7 +372,7 @@ class Group:
             raise self.not_leader()
 
     def _propose(self, submissions: list[_Submission]) -> None:
-        header = CommandBatch(format=FORMAT, log_time_ms=self._clock_ms())
+        header = CommandBatch(format=FORMAT, log_time_ms=self.now_ms())
         # Serialised messages that are joined parse as one message: a repeated field gets
         # the elements of all (protobuf encoding, "Last One Wins" and merging).
         data = header.SerializeToString() + b"".join(one.commands for one in submissions)
@@ -357,6 +390,20 @@ class Group:
             proposals[position.index] = _Proposal(position.term, submissions)
             for one in submissions:
                 one.commands = b""  # the log has them now
+            self._time_is_on_its_way(position.index)
+
+    def _time_is_on_its_way(self, index: Index) -> None:
+        """An entry was stamped after all reads that are confirmed had begun."""
+        waiters = self._waiters
+        if waiters.time_wanted:
+            waiters.time_wanted = False
+            for confirmed in waiters.reads_confirmed:
+                if not confirmed.timed:
+                    confirmed.index, confirmed.timed = index, True
+
+    def _observe_log_time(self) -> None:
+        if self.machine.log_time_ms:
+            self.clock.observe(self.machine.log_time_ms)
 
     def _answer_reads(self, confirmed: Sequence[ReadState]) -> None:
         waiters = self._waiters
@@ -364,10 +411,14 @@ class Group:
             for request in state.requests:
                 reads = waiters.reads_asked.pop(request, None)
                 if reads is not None:
-                    waiters.reads_confirmed.append((state.index, reads))
-        applied = self.machine.applied
-        while waiters.reads_confirmed and waiters.reads_confirmed[0][0] <= applied:
-            for read in waiters.reads_confirmed.popleft()[1]:
+                    waiters.reads_confirmed.append(_Confirmed(state.index, reads))
+        machine, confirmed_reads = self.machine, waiters.reads_confirmed
+        while confirmed_reads and confirmed_reads[0].index <= machine.applied:
+            if not confirmed_reads[0].timed and machine.has_expiring(self.now_ms()):
+                waiters.time_wanted = True
+                self._wake()
+                return
+            for read in confirmed_reads.popleft().reads:
                 if not read.future.done():
                     read.future.set_result(None)
 
@@ -416,12 +467,13 @@ class Group:
         waiters.reads_queued = []
         waiters.reads_asked.clear()
         waiters.reads_confirmed.clear()
+        waiters.time_wanted = False
 
     def _reads_under_way(self) -> list[_Reads]:
         waiters = self._waiters
         return [
             *(read for reads in waiters.reads_asked.values() for read in reads),
-            *(read for _, reads in waiters.reads_confirmed for read in reads),
+            *(read for confirmed in waiters.reads_confirmed for read in confirmed.reads),
         ]
 
 

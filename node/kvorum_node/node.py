@@ -11,7 +11,9 @@ import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from random import SystemRandom
+from typing import Any
 
+from kvorum import limits
 from kvorum.errors import (
     KvorumError,
     MembershipChangeRefused,
@@ -21,6 +23,8 @@ from kvorum.errors import (
 )
 from kvorum_node.driver import LOG_MAX_ENTRIES, Driver
 from kvorum_node.group import Group
+from kvorum_node.housekeeping import Housekeeper, compact
+from kvorum_node.log_clock import LogClock
 from kvorum_node.machine import Machine
 from kvorum_node.members import data_directory_lost, removed_from_cluster
 from kvorum_node.raft.configuration import AddLearner, AddVoter, Change, Configuration, Remove
@@ -28,12 +32,15 @@ from kvorum_node.raft.core import Raft
 from kvorum_node.raft.leader import Leader
 from kvorum_node.raft.types import GroupId, HardState, NodeId, NotLeading, Settings, node_name
 from kvorum_node.services.dispatch import Dispatcher
+from kvorum_node.space import Bounds, Watchman, quota_exceeded
 from kvorum_node.storage.data_directory import Storage
 from kvorum_node.storage.engine import Batch
 from kvorum_node.storage.raft_log import RaftLogStore
 from kvorum_node.storage.recovery import reconcile
 from kvorum_node.transport import Transport
 from kvorum_node.verification import Verifier
+from kvorumpb.v1.cluster_pb2 import Alarm
+from kvorumpb.v1.raft_pb2 import PeerNotice
 
 DEFAULT_GROUP = GroupId(1)
 """The group of the namespace `default`."""
@@ -42,6 +49,9 @@ HEARTBEAT_TICKS = 2
 
 CHANGE_TIMEOUT_SECONDS = 10.0
 """How long a change of members may take before the caller is told that it is in doubt."""
+
+COMPACT_TIMEOUT_SECONDS = 10.0
+"""The same of a compaction that was asked for."""
 
 logger = logging.getLogger("kvorum.node")
 
@@ -68,6 +78,8 @@ class Node:
         log_max_bytes: int,
         log_max_entries: int = LOG_MAX_ENTRIES,
         verify_interval_seconds: float = 0.0,
+        history_seconds: float = limits.DEFAULT_HISTORY_SECONDS,
+        bounds: Bounds = Bounds(),  # noqa: B008 - it is frozen
     ) -> None:
         """Put a node together on an opened storage.
 
@@ -77,6 +89,8 @@ class Node:
                 None for a node that joins a cluster, and learns of the members there.
             log_max_bytes, log_max_entries: as for the Driver.
             verify_interval_seconds: how often the members compare what they hold; 0 is never.
+            history_seconds: how long revisions can be read.
+            bounds: of the space that the node takes.
 
         Raises:
             StorageError: the log or the state cannot be believed.
@@ -91,6 +105,7 @@ class Node:
             storage.acquaintances,
             unreachable=self._unreachable,
             dismissed=self._dismissed,
+            notice=self._notice,
         )
         self.driver = Driver(
             storage,
@@ -104,8 +119,14 @@ class Node:
         self.driver.groups[DEFAULT_GROUP] = self.group
         self.group.leadership_changed = self._tell_listeners
         self.group.members_changed = self._follow_members
+        self.group.shortage = self._shortage
         self.dispatcher = Dispatcher(self.group)
         self.verifier = Verifier(self.group, condemned=self._condemned)
+        self.watchman = Watchman(str(self), storage, bounds, changed=self._log_alarms)
+        self._housekeeper = Housekeeper(
+            self.group, history_seconds=history_seconds, flush=self.driver.flush_state
+        )
+        self._notices: dict[NodeId, PeerNotice] = {}
         self._listeners: set[Callable[[], None]] = set()
         self._running: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -121,8 +142,27 @@ class Node:
             self.group.raft.campaign()
         self._transport.start()
         self._running = asyncio.create_task(self.driver.run(), name=f"{self} driver")
+        self._begin(self._housekeeper.run(), "housekeeping")
+        if self.storage.path is not None:
+            self._begin(self.watchman.run(), "space")
         if self._verify_interval_seconds:
-            self._begin(self.verifier.verify_regularly(self._verify_interval_seconds))
+            self._begin(
+                self.verifier.verify_regularly(self._verify_interval_seconds), "verification"
+            )
+
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Let it run beside everything else, until it ends or the node does; if it fails, so does
+        the node."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._background.discard(task)
+            error = None if task.cancelled() else task.exception()
+            if isinstance(error, Exception):
+                self.driver.fail(error)
+
+        task = asyncio.create_task(work, name=f"{self} {name}")
+        self._background.add(task)
+        task.add_done_callback(ended)
 
     async def wait_failed(self) -> None:
         """Wait for the failure that ends the node, and raise it. Cancel it to stop waiting.
@@ -147,12 +187,14 @@ class Node:
             failure = (await asyncio.gather(self._running, return_exceptions=True))[0]
             if failure is None:
                 try:
+                    self._housekeeper.store_clock()
                     await self.driver.flush_state()
                 except StorageError as error:
                     logger.error("%s could not flush its state: %s", self, error)
         await self._transport.stop()
         self.driver.close()
         self.storage.close()
+        self.watchman.close()
 
     async def wait_leader(self) -> NodeId:
         """Wait until some member is known to lead."""
@@ -222,6 +264,31 @@ class Node:
         return await self._change_members(
             lambda _: changes, force=force, timeout_seconds=timeout_seconds
         )
+
+    async def compact(self, revision: int) -> int:
+        """Forget history before the revision, and return the oldest that can be read then.
+
+        Raises: as housekeeping.compact.
+        """
+        deadline = asyncio.get_running_loop().time() + COMPACT_TIMEOUT_SECONDS
+        return await compact(self.group, revision, deadline=deadline)
+
+    @property
+    def alarms(self) -> list[Alarm]:
+        """What is wrong with this node; if it leads, also with the members that it hears."""
+        alarms = list(self.watchman.alarms)
+        role = self.group.raft.role
+        if isinstance(role, Leader):
+            for member, progress in role.progress.items():
+                if progress.is_alive and member in self._notices:
+                    alarms.extend(self._notices[member].alarms)
+        return alarms
+
+    def heed(self, peer: NodeId, notice: PeerNotice) -> None:
+        """A peer has said this of itself."""
+        self._notices[peer] = notice
+        if notice.log_time_ms:
+            self.group.follow_clock(peer, notice.log_time_ms)
 
     async def add_member(
         self, address: str, node: NodeId | None, *, learner: bool, force: bool = False
@@ -339,12 +406,6 @@ class Node:
                 return await changing
             await asyncio.sleep(self._timing.tick_seconds)
 
-    def _begin(self, work: Coroutine[None, None, None]) -> None:
-        """Let it run beside everything else, until it ends or the node does."""
-        task = asyncio.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-
     def _condemned(self, why: StateCorrupt, corrupt: frozenset[NodeId]) -> None:
         """Serve nobody any more, and never again from this data directory."""
         logger.error("%s must stop: %s", self, why)
@@ -353,7 +414,7 @@ class Node:
             self.storage.condemn(str(why))
         except StorageError as error:
             logger.error("%s could not keep that its state is corrupt: %s", self, error)
-        self._begin(self._retire(why, corrupt))
+        self._begin(self._retire(why, corrupt), "retirement")
 
     async def _retire(self, why: StateCorrupt, corrupt: frozenset[NodeId]) -> None:
         """End; a leader first hands over to a voter that is sound, so that nobody has to wait."""
@@ -363,6 +424,23 @@ class Node:
             except (KvorumError, ValueError) as error:
                 logger.warning("%s could not hand leadership over: %s", self, error)
         self.driver.fail(why)
+
+    def _notice(self) -> PeerNotice:
+        leads = isinstance(self.group.raft.role, Leader)
+        return PeerNotice(
+            alarms=self.watchman.alarms, log_time_ms=self.group.now_ms() if leads else 0
+        )
+
+    def _shortage(self) -> KvorumError | None:
+        alarms = self.alarms
+        return quota_exceeded(alarms[0]) if alarms else None
+
+    def _log_alarms(self) -> None:
+        if self.watchman.alarms:
+            for alarm in self.watchman.alarms:
+                logger.warning("%s: writes are refused until there is room", alarm.message)
+        else:
+            logger.info("%s has room again", self)
 
     def _unreachable(self, node: NodeId) -> None:
         self.driver.unreachable(node)
@@ -408,7 +486,12 @@ class Node:
             raft,
             machine,
             log,
-            clock_ms=lambda: time.time_ns() // 1_000_000,
+            clock=LogClock(
+                wall_ms=lambda: time.time_ns() // 1_000_000,
+                steady_ns=_steady_ns,
+                stored=machine.clock,
+                applied_ms=machine.log_time_ms,
+            ),
             wake=self.driver.wake,
         )
 
@@ -428,6 +511,12 @@ class Node:
                 listing(addresses),
                 listing(known.addresses),
             )
+
+
+def _steady_ns() -> int:
+    """Counts while the machine sleeps, too, where there is such a clock."""
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic_ns() if boot is None else time.clock_gettime_ns(boot)
 
 
 def listing(members: Mapping[NodeId, str]) -> str:

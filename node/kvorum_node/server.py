@@ -28,6 +28,7 @@ from kvorum_node.joining import first_identity
 from kvorum_node.node import Node, Timing
 from kvorum_node.raft.leader import Leader
 from kvorum_node.services import cluster, kv, peers
+from kvorum_node.space import Bounds
 from kvorum_node.storage.data_directory import Identity, Storage, stored_identity
 from kvorumpb.v1 import cluster_pb2, kv_pb2, raft_pb2  # noqa: F401 - reflection describes them
 
@@ -99,6 +100,8 @@ async def serve(config: NodeConfig) -> None:
             log_max_bytes=config.log_max_bytes,
             log_max_entries=config.log_max_entries,
             verify_interval_seconds=config.verify_interval_seconds,
+            history_seconds=config.history_seconds,
+            bounds=Bounds(config.quota_bytes, config.min_free_bytes),
         )
         _refuse_embedded(node, config)
         _warn_of_another_address(node, config)

@@ -25,7 +25,7 @@ from kvorum.channels import connect
 from kvorum.errors import DataDirectoryLost, KvorumError, RemovedFromCluster
 from kvorum.status import from_rpc_error
 from kvorum_node import wire
-from kvorum_node.raft.messages import AppendEntries, Message
+from kvorum_node.raft.messages import AppendEntries, Heartbeat, HeartbeatReply, Message
 from kvorum_node.raft.types import GroupId, Index, NodeId, node_name
 from kvorum_node.snapshots import Chunk, Header, SnapshotFailed
 from kvorum_node.storage.data_directory import Acquaintances, Identity
@@ -52,6 +52,7 @@ class Transport:
         *,
         unreachable: Callable[[NodeId], None],
         dismissed: Callable[[KvorumError], None],
+        notice: Callable[[], raft_pb2.PeerNotice] = raft_pb2.PeerNotice,
     ) -> None:
         """Make a transport without peers.
 
@@ -59,12 +60,14 @@ class Transport:
             unreachable: called when messages to a peer were lost.
             dismissed: called when a peer says why this node must end: RemovedFromCluster,
                 or its own DataDirectoryLost.
+            notice: what this node says of itself, with heartbeats and the replies to them.
         """
         self._identity = identity
         self._node = identity.node_id
         self._acquaintances = acquaintances
         self._unreachable = unreachable
         self._dismissed = dismissed
+        self._notice = notice
         self._members: Mapping[NodeId, str] = {}
         self._met: dict[NodeId, str] = {}
         self._lanes: dict[tuple[NodeId, bool], _Lane] = {}
@@ -182,7 +185,12 @@ class Transport:
             if key not in self._lanes:
                 peer, _ = key
                 self._lanes[key] = lane = _Lane(
-                    peer, address, self._hello, unreachable=self._unreachable, refused=self._refused
+                    peer,
+                    address,
+                    self._hello,
+                    self._notice,
+                    unreachable=self._unreachable,
+                    refused=self._refused,
                 )
                 if self._running:
                     lane.start()
@@ -196,6 +204,7 @@ class _Lane:
         peer: NodeId,
         address: str,
         hello: Callable[[NodeId], raft_pb2.PeerHello],
+        notice: Callable[[], raft_pb2.PeerNotice],
         *,
         unreachable: Callable[[NodeId], None],
         refused: Callable[[NodeId, str, grpc.aio.AioRpcError], None],
@@ -203,6 +212,7 @@ class _Lane:
         self.address = address
         self._peer = peer
         self._hello = hello
+        self._notice = notice
         self._unreachable = unreachable
         self._refused = refused
         self._queue: deque[tuple[GroupId, Message]] = deque()
@@ -282,10 +292,15 @@ class _Lane:
     def _next_message(self) -> raft_pb2.PeerMessage:
         """Everything that waits, up to limits.MAX_BATCH_BYTES or one larger message."""
         message = raft_pb2.PeerMessage()
-        size = 0
+        size, beats = 0, False
         while self._queue and size < limits.MAX_BATCH_BYTES:
             group, content = self._queue.popleft()
             message.messages.append(wire.encode(group, content))
-            if isinstance(content, AppendEntries):
-                size += sum(len(entry.data) for entry in content.entries)
+            match content:
+                case AppendEntries(entries=entries):
+                    size += sum(len(entry.data) for entry in entries)
+                case Heartbeat() | HeartbeatReply():
+                    beats = True
+        if beats:
+            message.notice.CopyFrom(self._notice())
         return message

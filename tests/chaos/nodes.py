@@ -208,6 +208,7 @@ class Nodes:
                 if node.joins
                 else ("--cluster", members)
             ),
+            *("--min-free-bytes", "0"),  # the disks are to be full, and are small
             *self.flags,
         ]
 

@@ -55,6 +55,9 @@ def test_there_is_a_flag_for_every_setting(started: list[NodeConfig]) -> None:
         "log_max_bytes": "1000000",
         "log_max_entries": "50000",
         "verify_interval_seconds": "3600",
+        "history_seconds": "60.5",
+        "quota_bytes": "9000000",
+        "min_free_bytes": "0",
         "log_level": "debug",
         "log_format": "json",
     }

@@ -34,6 +34,7 @@ METHODS = (
     "Verify",
     "GetVerification",
     "TransferLeadership",
+    "Compact",
     "AddMember",
     "PromoteMember",
     "RemoveMember",
@@ -283,6 +284,13 @@ async def test_where_nobody_answers_this_is_said() -> None:
     async with ClusterAdmin(["127.0.0.1:1"]) as admin:
         with pytest.raises(NoNodeReachable, match="no node answers: asked 127"):
             await admin.find_leader(timeout=0.3)
+
+
+async def test_a_compaction_goes_to_the_leader_whoever_is_asked(three: list[FakeCluster]) -> None:
+    three[1].answers["Compact"] = lambda: cluster_pb2.CompactResponse(oldest_revision=7)
+    async with ClusterAdmin([three[0].address]) as admin:
+        assert await admin.compact(5) == 7
+    assert three[1].asked(cluster_pb2.CompactRequest) == [cluster_pb2.CompactRequest(revision=5)]
 
 
 # Changes of members.

@@ -19,6 +19,10 @@ EVERYWHERE = (
     "is an address to listen on, at which nobody else can reach the node: give the name or the"
     " address of its machine"
 )
+QUOTA_BELOW_THE_LOG = (
+    ": quota_bytes (2097151) must be at least twice log_max_bytes (1048576), or 0: the log"
+    " alone would reach it"
+)
 LISTENS_EVERYWHERE = (
     ": listen is 0.0.0.0:7100, which means every address of this machine: to join, the setting"
     " advertise has to say at which of them the others reach the node"
@@ -106,6 +110,13 @@ def test_it_does_not_change() -> None:
         (
             {"verify_interval_seconds": -1},
             "verify_interval_seconds: Input should be greater than or equal to 0",
+        ),
+        ({"history_seconds": 0}, "history_seconds: Input should be greater than or equal to 1"),
+        ({"quota_bytes": -1}, "quota_bytes: Input should be greater than or equal to 0"),
+        ({"min_free_bytes": -1}, "min_free_bytes: Input should be greater than or equal to 0"),
+        (
+            {"quota_bytes": 2 * (1 << 20) - 1, "log_max_bytes": 1 << 20},
+            QUOTA_BELOW_THE_LOG,
         ),
         ({"cluster_name": ""}, "cluster_name: String should have at least 1 character"),
         ({"colour": "blue"}, "colour: Extra inputs are not permitted"),

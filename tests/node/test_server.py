@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -99,6 +100,20 @@ async def test_a_unary_write_with_an_origin_is_applied_once(client: WireClient) 
     await client.kv(kv_pb2.PutRequest(key=b"once", origin=origin))
     error = await failure(client.kv(put))
     assert details(error)[0].reason == "RESULT_FORGOTTEN"
+
+
+async def test_compaction_and_what_the_status_says_of_it(client: WireClient) -> None:
+    for value in (b"1", b"2", b"3"):
+        await client.kv(kv_pb2.PutRequest(key=b"a", value=value))
+    compacted = await client.cluster(cluster_pb2.CompactRequest(revision=2))
+    assert compacted.oldest_revision == 2
+    status = await client.cluster(cluster_pb2.GetStatusRequest())
+    assert (status.oldest_revision, status.revision) == (2, 3)
+    assert abs(status.log_time_ms - time.time() * 1000) < 60_000
+    assert (status.quota_bytes, len(status.alarms)) == (0, 0)
+    for revision, reason in ((0, "INVALID_ARGUMENT"), (4, "FUTURE_REVISION")):
+        error = await failure(client.cluster(cluster_pb2.CompactRequest(revision=revision)))
+        assert details(error)[0].reason == reason
 
 
 async def test_an_error_brings_its_reason_and_metadata(client: WireClient) -> None:

@@ -143,6 +143,9 @@ class DiskEngine:
             raise StorageError("simulated: the disk could not be synced")
         disk.finish_sync(mark)
 
+    def reclaim(self) -> None:
+        pass
+
     def size_bytes(self) -> int:
         return sum(len(key) + len(value) for key, value in self.disk.content.items())
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from kvorum.errors import StorageError
 from kvorum_node.driver import Driver
 from kvorum_node.group import Group
+from kvorum_node.log_clock import LogClock
 from kvorum_node.machine import Machine
 from kvorum_node.members import removed_from_cluster
 from kvorum_node.raft.configuration import Configuration
@@ -243,7 +244,13 @@ class Process:
             randint=host.random.randint,
             settings=around.settings,
         )
-        return Group(GROUP, raft, machine, log, clock_ms=host.clock.wall_ms, wake=self.driver.wake)
+        clock = LogClock(
+            wall_ms=host.clock.wall_ms,
+            steady_ns=lambda: int(host.clock.seconds() * 1e9),
+            stored=machine.clock,
+            applied_ms=machine.log_time_ms,
+        )
+        return Group(GROUP, raft, machine, log, clock=clock, wake=self.driver.wake)
 
     # The processor.
 

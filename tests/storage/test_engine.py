@@ -158,6 +158,18 @@ def test_size_grows_with_what_is_stored(engine: Engine) -> None:
     assert engine.size_bytes() >= before + 1_000_000
 
 
+def test_reclaiming_loses_nothing(engine: Engine) -> None:
+    batch = Batch()
+    for number in range(100):
+        batch.put(Family.DATA, b"%02d" % number, b"value")
+    engine.write(batch)
+    batch = Batch()
+    batch.delete_range(Family.DATA, b"10", b"90")
+    engine.write(batch)
+    engine.reclaim()
+    assert sum(1 for _ in engine.scan(Family.DATA, b"", None)) == 20
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_it_agrees_with_a_dictionary(engine: Engine, seed: int) -> None:
     """Random batches, scans held open across them, and syncs in between."""

@@ -62,6 +62,10 @@ def test_the_bytes_on_the_disk_do_not_change() -> None:
     assert layout.meta_key(SPACE, layout.META_LOG_TIME_MS) == b"\0\0\0\1\0log_time_ms"
     assert layout.space_key(GROUP) == b"\0\0\0\1space"
     assert layout.staged_key(GROUP) == b"\0\0\0\1staged"
+    assert layout.clock_key(GROUP) == b"\0\0\0\1clock"
+    clock = layout.ClockReading(258, -2)
+    assert layout.encode_clock(clock).hex() == "0000000000000102" + "fffffffffffffffe"
+    assert layout.decode_clock(layout.encode_clock(clock)) == clock
     assert layout.encode_space(SPACE.other) == b"\1"
     key = layout.entry_key(GROUP, Index(258))
     assert key == b"\0\0\0\1e\0\0\0\0\0\0\1\2"

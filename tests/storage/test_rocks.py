@@ -130,3 +130,28 @@ def test_the_write_number_goes_on_after_a_reopen(tmp_path: Path) -> None:
         engine.sync()
         engine.close()
         assert int.from_bytes((tmp_path / "log" / "SYNCED").read_bytes()[:8], "big") == expected
+
+
+def test_close_ends_what_is_being_reclaimed(tmp_path: Path) -> None:
+    engine = RocksEngine.open(tmp_path / "state", Role.STATE)
+    for half in range(4):
+        for number in range(half, 2000, 2):
+            write(engine, b"%d" % number, random.Random(number).randbytes(10_000))
+        engine.sync()
+    errors: list[Exception] = []
+
+    def reclaim() -> None:
+        try:
+            engine.reclaim()
+        except StorageError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=reclaim)
+    thread.start()
+    engine.close()
+    thread.join()
+    assert errors == []
+    engine.reclaim()  # of an engine that is closed: nothing
+    reopened = RocksEngine.open(tmp_path / "state", Role.STATE)
+    assert sum(1 for _ in reopened.scan(LOG, b"", None)) == 2000
+    reopened.close()

@@ -18,6 +18,7 @@ from typing import Self, TypeVar
 
 from kvorum_node.driver import LOG_MAX_ENTRIES, Driver
 from kvorum_node.group import Group, Read, Write
+from kvorum_node.log_clock import LogClock
 from kvorum_node.machine import Machine
 from kvorum_node.raft.configuration import Configuration
 from kvorum_node.raft.core import Raft
@@ -59,11 +60,12 @@ class DrivenNode:
         log_max_bytes: int = 1 << 30,
         log_max_entries: int = LOG_MAX_ENTRIES,
         stream: Stream | None = None,
+        clock_ms: int = 1_000,
     ) -> None:
         storage = storage or Storage.memory(Identity("test", NodeId(1)))
         self.storage = replace(storage, log=log or storage.log, state=state or storage.state)
         self.sent: list[Message] = []
-        self.clock_ms = 1_000
+        self.clock_ms = clock_ms
         self.ticks = 0
         self.driver = Driver(
             self.storage,
@@ -103,7 +105,12 @@ class DrivenNode:
             raft,
             machine,
             log,
-            clock_ms=lambda: self.clock_ms,
+            clock=LogClock(
+                wall_ms=lambda: self.clock_ms,
+                steady_ns=lambda: self.clock_ms * 1_000_000,
+                stored=machine.clock,
+                applied_ms=machine.log_time_ms,
+            ),
             wake=self.driver.wake,
         )
         return added

@@ -66,6 +66,9 @@ class ScriptedDisk:
         self.syncs_done += 1
         self.events.append(f"{self.name} sync")
 
+    def reclaim(self) -> None:
+        self.engine.reclaim()
+
     def size_bytes(self) -> int:
         return self.engine.size_bytes()
 

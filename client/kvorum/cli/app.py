@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 import kvorum
-from kvorum.cli import cluster, console, data, member, node, recover, transfer, verify
+from kvorum.cli import cluster, compact, console, data, member, node, recover, transfer, verify
 from kvorum.errors import KvorumError
 
 
@@ -67,4 +67,5 @@ app.command("export", rich_help_panel=DATA_PANEL)(transfer.export)
 app.command("node", rich_help_panel=NODE_PANEL)(node.node)
 app.add_typer(member.app, name="member", rich_help_panel=NODE_PANEL)
 app.command("verify", rich_help_panel=NODE_PANEL)(verify.verify)
+app.command("compact", rich_help_panel=NODE_PANEL)(compact.compact)
 app.command("recover", rich_help_panel=NODE_PANEL)(recover.recover)

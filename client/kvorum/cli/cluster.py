@@ -114,6 +114,7 @@ def status(*, directory: DirectoryOption = DEFAULT_DIRECTORY, as_json: JsonOptio
             node_view.cell(report.pid),
         )
     console.out().print(table)
+    node_view.print_alarms(report.status for report in reports)
     for report in reports:
         if report.problem:
             console.err().print(f"{report.node.name}: {escape(report.problem)}", soft_wrap=True)
@@ -300,6 +301,7 @@ def _row(report: "NodeReport") -> dict[str, Any]:
         "state": report.state.value,
         "role": node_view.role(report.status),
         **node_view.counters(report.status),
+        **node_view.space(report.status),
         "pid": report.pid,
         "data_dir": str(node.data_dir.absolute()),
         "log_file": str(node.log_file.absolute()),

@@ -279,6 +279,7 @@ def _status_row(address: str, outcome: "Status | KvorumError") -> dict[str, Any]
         "leader": status.leader or None if status else None,
         **node_view.counters(status),
         "log_bytes": status.log_bytes if status else None,
+        **node_view.space(status),
         "version": status.version if status else None,
         "problem": problem,
     }
@@ -301,6 +302,7 @@ def _print_survey(survey: "Survey") -> None:
             outcome.version,
         )
     console.out().print(table)
+    node_view.print_alarms(survey.answers.values())
     for problem in problems:
         console.err().print(escape(problem), soft_wrap=True)
 

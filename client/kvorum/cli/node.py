@@ -81,6 +81,16 @@ def node(
     ] = None,
     log_max_entries: Annotated[str | None, _option("LOG_MAX_ENTRIES", "Or beyond so many.")] = None,
     verify_interval_seconds: VerifyIntervalOption = None,
+    history_seconds: Annotated[
+        str | None, _option("HISTORY_SECONDS", "How long old revisions can be read.", "seconds")
+    ] = None,
+    quota_bytes: Annotated[
+        str | None, _option("QUOTA_BYTES", "Refuse writes beyond it; 0 is no limit.", "bytes")
+    ] = None,
+    min_free_bytes: Annotated[
+        str | None,
+        _option("MIN_FREE_BYTES", "Refuse writes when the disk has less left.", "bytes"),
+    ] = None,
     log_format: Annotated[
         str | None, _option("LOG_FORMAT", "For people or for machines.", "text|json")
     ] = None,

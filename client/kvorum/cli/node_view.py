@@ -1,8 +1,11 @@
 """What a node says about itself, as the tables and `--json` show it."""
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.markup import escape
+
+from kvorum.cli import console
 
 if TYPE_CHECKING:
     from kvorumpb.v1 import cluster_pb2
@@ -43,6 +46,34 @@ def lag(member: "cluster_pb2.Member", leader: "cluster_pb2.GetStatusResponse") -
 def counters(status: "cluster_pb2.GetStatusResponse | None") -> dict[str, int | None]:
     """Term, positions and revision by their names in the protocol."""
     return {name: None if status is None else getattr(status, name) for name in COUNTERS}
+
+
+def alarms(statuses: "Iterable[cluster_pb2.GetStatusResponse | None]") -> list[str]:
+    """What is wrong, each thing once: a leader also says it of the others."""
+    found = {
+        (alarm.node, alarm.kind): alarm.message
+        for status in statuses
+        if status is not None
+        for alarm in status.alarms
+    }
+    return [found[key] for key in sorted(found)]
+
+
+def print_alarms(statuses: "Iterable[cluster_pb2.GetStatusResponse | None]") -> None:
+    """Below a table, for a reader."""
+    for message in alarms(statuses):
+        console.out().print(
+            f"[bold red]writes are refused[/]: {escape(message)}. Deletes and `kvorum compact`"
+            " make room",
+            soft_wrap=True,
+        )
+
+
+def space(status: "cluster_pb2.GetStatusResponse | None") -> dict[str, Any]:
+    """History, disk and alarms by their names in the protocol."""
+    names = ("oldest_revision", "log_time_ms", "store_bytes", "quota_bytes")
+    facts = {name: None if status is None else getattr(status, name) for name in names}
+    return {**facts, "alarms": None if status is None else alarms([status])}
 
 
 def cell(value: object) -> str:

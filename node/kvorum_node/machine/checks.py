@@ -82,13 +82,7 @@ def _is_unchanged(check: Check, working: Working, oldest_revision: int) -> bool:
     expired = (
         key
         for _, kind, key in map(
-            layout.split_expiry_key,
-            (
-                stored
-                for stored, _ in working.tables.expiry.scan(
-                    b"", layout.expiry_bound(working.log_time_ms + 1)
-                )
-            ),
+            layout.split_expiry_key, working.tables.expiry.rows(end_ms=working.log_time_ms + 1)
         )
         if kind is ExpiryKind.RECORD
     )

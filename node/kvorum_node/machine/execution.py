@@ -15,9 +15,9 @@ A write that carries a client and a sequence runs once: clients.py.
 """
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import assert_never
 
+from kvorum import limits
 from kvorum_node.machine.checks import holds
 from kvorum_node.machine.clients import Clients
 from kvorum_node.machine.commit import Event, UniqueViolation, commit
@@ -152,16 +152,22 @@ class Execution:
         """Remove what has expired, the longest expired first."""
         working = self._working
         working.begin(self.revision + 1, self.log_time_ms)
-        due = self._tables.expiry.scan(b"", layout.expiry_bound(self.log_time_ms + 1))
-        for stored, _ in islice(due, sweep.limit):
-            _, kind, key = layout.split_expiry_key(stored)
+        expiry, size = self._tables.expiry, 0
+        first_left = layout.expiry_bound(self.log_time_ms + 1)
+        for count, row in enumerate(expiry.rows(end_ms=self.log_time_ms + 1)):
+            if count == sweep.limit or size >= limits.MAX_SWEEP_BYTES:
+                first_left = row
+                break
+            _, kind, key = layout.split_expiry_key(row)
             match kind:
                 case ExpiryKind.RECORD:
+                    size += len(working.stored(key).data)
                     working.remove(key)
                 case ExpiryKind.LIMIT:
                     working.limits[key] = None
                 case unexpected:
                     assert_never(unexpected)
+        expiry.horizon.first_row = first_left
         self.events = commit(working)
         if self.events:
             self.revision += 1

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeAlias, assert_never
+from typing import Final, TypeAlias, assert_never
 
 from kvorum.errors import StorageError
 from kvorum_node.machine import history, records
@@ -25,6 +25,7 @@ from kvorum_node.machine.commands import decode_batch
 from kvorum_node.machine.commit import Event
 from kvorum_node.machine.content_hash import HASH_FORMAT, ContentHasher
 from kvorum_node.machine.execution import Execution
+from kvorum_node.machine.horizon import NEVER_MS, Horizon
 from kvorum_node.machine.listing import Listing, View
 from kvorum_node.machine.snapshot import SnapshotReader, Staging
 from kvorum_node.machine.standing import Standing, load_staged
@@ -32,12 +33,14 @@ from kvorum_node.machine.tables import Tables
 from kvorum_node.raft.types import Entry, EntryKind, GroupId, Index
 from kvorum_node.storage import layout
 from kvorum_node.storage.engine import Batch, Engine, Family
-from kvorum_node.storage.layout import Space
+from kvorum_node.storage.layout import ClockReading, ExpiryKind, Space
 from kvorumpb.v1.command_pb2 import Record, TransactionResult, Verdict
 from kvorumpb.v1.kv_pb2 import ListRequest, ListResponse
 
 Results: TypeAlias = list[list[TransactionResult]]
 """Of each entry, one result per command. (An alias, since Machine has a method `list`.)"""
+
+_NEVER_ROW: Final = layout.expiry_key(NEVER_MS, ExpiryKind.RECORD, b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class Machine:
         held = engine.get(Family.META, layout.space_key(group))
         self._space = Space(group, 0) if held is None else layout.decode_space(group, held)
         self._standing = Standing.load(engine, self._space)
+        self._horizon = Horizon()
         self._clients = Clients.load(self._tables().clients)
         self._staging: Staging | None = None
         self.observer: Callable[[Sequence[Transition]], None] | None = None
@@ -114,7 +118,7 @@ class Machine:
         self, entries: Sequence[Entry], results: Results, wanted: Container[Index] | None
     ) -> None:
         """Carry out what has no results yet, through the next verification, in one write."""
-        run = _Run(Execution(Tables(self._engine, self._space), self._standing, self._clients))
+        run = _Run(Execution(self._tables(), self._standing, self._clients))
         applied = self._standing.applied
         for entry in islice(entries, len(results), None):
             if entry.index != applied + 1:
@@ -195,6 +199,59 @@ class Machine:
         """
         return Listing(request, response, self._space.group, self._look)
 
+    # Time. Costs nothing where nothing expires.
+
+    @property
+    def clock(self) -> ClockReading | None:
+        """What `store_clock` was given last."""
+        held = self._engine.get(Family.META, layout.clock_key(self._space.group))
+        return None if held is None else layout.decode_clock(held)
+
+    def store_clock(self, reading: ClockReading) -> None:
+        """Keep what the clocks of this node say, beside the state; a crash may take it back."""
+        batch = Batch()
+        key = layout.clock_key(self._space.group)
+        batch.put(Family.META, key, layout.encode_clock(reading))
+        self._engine.write(batch)
+
+    def next_expiry_ms(self) -> int:
+        """When the first thing that is stored expires, or has; NEVER_MS if nothing does."""
+        horizon = self._horizon
+        if horizon.first_row < _NEVER_ROW:
+            horizon.first_row = next(self._tables().expiry.rows(), _NEVER_ROW)
+        return layout.split_expiry_key(horizon.first_row)[0]
+
+    def has_expiring(self, now_ms: int) -> bool:
+        """Whether a record that is there by log time has expired when log time is `now_ms`."""
+        horizon = self._horizon
+        start_ms = max(horizon.first_record_ms, self.log_time_ms + 1)
+        if now_ms < start_ms:
+            return False
+        for expires_at, kind, _ in map(
+            layout.split_expiry_key, self._tables().expiry.rows(start_ms)
+        ):
+            if kind is ExpiryKind.RECORD or expires_at > now_ms:
+                horizon.first_record_ms = expires_at
+                return expires_at <= now_ms
+        horizon.first_record_ms = NEVER_MS
+        return False
+
+    def revision_at(self, log_time_ms: int) -> int:
+        """The newest revision that was there at the time, of those whose events are kept.
+
+        The oldest that can be read if none of them was. Looks at few events.
+        """
+        history = self._tables().history
+        low, high = self.oldest_revision, self.revision
+        while low < high:
+            middle = (low + high + 1) // 2
+            found = next(history.scan(layout.history_key(middle)), None)
+            if found is None or layout.decode_event(found[1])[1] > log_time_ms:
+                high = middle - 1
+            else:
+                low = middle
+        return low
+
     def content_hash(self) -> ContentHasher:
         """Begin to hash the whole state as it is now, whatever is applied meanwhile."""
         return ContentHasher(
@@ -264,10 +321,11 @@ class Machine:
             batch.delete_range(family, *old.range)
         self._engine.write(batch)
         self._space, self._standing, self._staging = new, standing, None
+        self._horizon = Horizon()
         self._clients = Clients.load(self._tables().clients)
 
     def _tables(self) -> Tables:
-        return Tables(self._engine, self._space)
+        return Tables(self._engine, self._space, self._horizon)
 
     def _look(self) -> View:
         standing = self._standing

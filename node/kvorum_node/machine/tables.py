@@ -7,6 +7,7 @@ put and deleted before; the engine sees nothing until all tables are saved into 
 from collections.abc import Iterator
 from typing import Final
 
+from kvorum_node.machine.horizon import Horizon
 from kvorum_node.storage import layout
 from kvorum_node.storage.engine import Batch, Engine, Family
 from kvorum_node.storage.layout import Space
@@ -66,18 +67,41 @@ class Table:
                 batch.put(self._family, self._prefix + key, value)
 
 
+class ExpiryTable(Table):
+    """EXPIRY, scanned from where its rows begin: before that are the tombstones of old ones."""
+
+    __slots__ = ("horizon",)
+
+    def __init__(self, engine: Engine, space: Space, horizon: Horizon) -> None:
+        super().__init__(engine, space, Family.EXPIRY)
+        self.horizon: Final = horizon
+
+    def put(self, key: bytes, value: bytes) -> None:
+        super().put(key, value)
+        expire_time_ms, kind, _ = layout.split_expiry_key(key)
+        self.horizon.note(key, expire_time_ms, kind)
+
+    def rows(self, start_ms: int = 0, end_ms: int | None = None) -> Iterator[bytes]:
+        """The keys of what expires from start_ms on, before end_ms."""
+        start = max(layout.expiry_bound(start_ms), self.horizon.first_row)
+        end = None if end_ms is None else layout.expiry_bound(end_ms)
+        return (key for key, _ in self.scan(start, end))
+
+
 class Tables:
     """All families that a state is in, but META."""
 
     __slots__ = ("clients", "data", "expiry", "history", "index", "keys", "limits")
 
-    def __init__(self, engine: Engine, space: Space) -> None:
+    def __init__(self, engine: Engine, space: Space, horizon: Horizon | None = None) -> None:
+        """`horizon` is where the rows of EXPIRY begin, if that is known."""
+
         def table(family: Family) -> Table:
             return Table(engine, space, family)
 
         self.clients: Final = table(Family.CLIENT)
         self.data: Final = table(Family.DATA)
-        self.expiry: Final = table(Family.EXPIRY)
+        self.expiry: Final = ExpiryTable(engine, space, horizon or Horizon())
         self.history: Final = table(Family.HISTORY)
         self.index: Final = table(Family.INDEX)
         self.keys: Final = table(Family.KEYS)

@@ -50,6 +50,7 @@ class ClusterService:
                 "TransferLeadership": _method(
                     self._transfer_leadership, cluster_pb2.TransferLeadershipRequest
                 ),
+                "Compact": _method(self._compact, cluster_pb2.CompactRequest),
                 "AddMember": _method(self._add_member, cluster_pb2.AddMemberRequest),
                 "PromoteMember": _method(self._promote_member, cluster_pb2.PromoteMemberRequest),
                 "RemoveMember": _method(self._remove_member, cluster_pb2.RemoveMemberRequest),
@@ -77,6 +78,11 @@ class ClusterService:
             log_bytes=group.log.log_bytes(),
             members=[self._member(node) for node in sorted(raft.configuration.members)],
             members_changing=raft.members_are_changing,
+            oldest_revision=group.machine.oldest_revision,
+            log_time_ms=group.machine.log_time_ms,
+            store_bytes=self._node.watchman.space.store_bytes,
+            quota_bytes=self._node.watchman.bounds.quota_bytes,
+            alarms=self._node.alarms,
         )
 
     def _member(self, node: NodeId) -> cluster_pb2.Member:
@@ -132,6 +138,13 @@ class ClusterService:
         await _check_namespace(request.namespace, context)
         leader = await _carry_out(self._node.transfer_leadership(target), context)
         return cluster_pb2.TransferLeadershipResponse(leader=node_name(leader))
+
+    async def _compact(
+        self, request: cluster_pb2.CompactRequest, context: Context
+    ) -> cluster_pb2.CompactResponse:
+        await _check_namespace(request.namespace, context)
+        oldest = await _carry_out(self._node.compact(request.revision), context)
+        return cluster_pb2.CompactResponse(oldest_revision=oldest)
 
     async def _add_member(
         self, request: cluster_pb2.AddMemberRequest, context: Context

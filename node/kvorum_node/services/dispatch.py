@@ -31,6 +31,7 @@ from kvorum.status import to_status
 from kvorum_node import validation
 from kvorum_node.group import Group
 from kvorum_node.machine import Listing
+from kvorum_node.space import takes_space
 from kvorumpb.v1.command_pb2 import Command, CommandBatch, OperationError, TransactionResult
 from kvorumpb.v1.kv_pb2 import (
     Call,
@@ -90,11 +91,14 @@ class Dispatcher:
         reads: list[Call] = []
         writes: list[Call] = []
         commands = CommandBatch()
+        shortage = self._group.shortage()
         timeout_ms = 0
         for call in calls:
             try:
                 if self._draining:
                     raise ShuttingDown("the node is shutting down")
+                if shortage is not None and takes_space(call):
+                    raise shortage
                 gets = _is_transaction_with_gets(call)
                 if gets and self._reading_transactions >= limits.MAX_READING_TRANSACTIONS:
                     raise _too_many_reading_transactions()

@@ -69,7 +69,7 @@ class RaftService:
                 removed.set()
 
         forget = self._node.listen(look_for_sender)
-        taking = asyncio.create_task(self._take_all(first, messages))
+        taking = asyncio.create_task(self._take_all(sender, first, messages))
         waiting = asyncio.create_task(removed.wait())
         try:
             await asyncio.wait((taking, waiting), return_when=asyncio.FIRST_COMPLETED)
@@ -86,13 +86,18 @@ class RaftService:
         return raft_pb2.PeerStreamClosed()
 
     async def _take_all(
-        self, first: raft_pb2.PeerMessage, others: AsyncIterator[raft_pb2.PeerMessage]
+        self,
+        sender: NodeId,
+        first: raft_pb2.PeerMessage,
+        others: AsyncIterator[raft_pb2.PeerMessage],
     ) -> None:
-        self._take(first)
+        self._take(sender, first)
         async for message in others:
-            self._take(message)
+            self._take(sender, message)
 
-    def _take(self, message: raft_pb2.PeerMessage) -> None:
+    def _take(self, sender: NodeId, message: raft_pb2.PeerMessage) -> None:
+        if message.HasField("notice"):
+            self._node.heed(sender, message.notice)
         for one in message.messages:
             decoded = wire.decode(one)
             if decoded is not None and decoded.recipient == self._node.id:

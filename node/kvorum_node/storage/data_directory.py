@@ -208,6 +208,8 @@ class Storage:
     acquaintances: Acquaintances = field(default_factory=Acquaintances, repr=False)
     condemn: Callable[[str], None] = field(default=_keep_no_mark, repr=False)
     """As DataDirectory.condemn."""
+    path: Path | None = None
+    """None if it is in memory."""
 
     @classmethod
     def open(cls, path: Path, identity: Identity | None, *, fsync: bool = True) -> Self:
@@ -246,6 +248,7 @@ class Storage:
                 resources.pop_all(),
                 directory.acquaintances,
                 directory.condemn,
+                path,
             )
 
     @classmethod

@@ -8,8 +8,8 @@ batch, never one batch but not a later one. A node opens two engines, one for
 the Raft log and one for the state that the log produces; storage/rocks.py says
 how each of them keeps the rule, storage/memory.py is the model of it.
 
-Everything but `sync` is called from one thread. `sync` may run in another
-thread meanwhile, and is the only call that waits for the disk.
+Everything but `sync`, `reclaim` and `size_bytes` is called from one thread. Those may
+run in other threads meanwhile; the first two are the only calls that wait for the disk.
 """
 
 from collections.abc import Iterator
@@ -77,6 +77,9 @@ class Engine(Protocol):
 
     def sync(self) -> None:
         """Return once everything written before the call is on the disk."""
+
+    def reclaim(self) -> None:
+        """Free the room of what was deleted and replaced. Reads and writes all of the store."""
 
     def size_bytes(self) -> int:
         """About how much disk (or memory) the engine takes."""

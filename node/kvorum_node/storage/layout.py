@@ -26,6 +26,8 @@ big-endian, so that the order of the bytes is the order of the numbers.
                           space | 'oldest_revision'      oldest that can be read
                           space | 'revision'             revision of the store
                           space | 'trimmed_revision'     history through it was removed
+                          'clock'                        log time and the node's own wall clock
+                                                         at one moment, two of i64
                           'space'                        the space that holds the state: u8
                           'staged'                       applied index of the state that lies
                                                          whole in the other space
@@ -40,8 +42,8 @@ is 0x00 0x01: so no one of them is the beginning of another, and their order is 
 A space (u8, 0 or 1) is a place for the whole state of a group. One of the two
 holds it; a snapshot arrives in the other one, and takes over by a change of
 'space'. A missing 'space' is 0. All families but LOG are families of the state:
-but for 'space' and 'staged', whatever is in them lies in a space, and is a part of
-every snapshot.
+but for 'clock', 'space' and 'staged', which are the node's own, whatever is in them
+lies in a space, and is a part of every snapshot.
 
 Start is `index@term` of the entry before the first one kept: 0@0 until the log
 is cut. A missing start is 0@0, a missing hard state is that of a new node; the
@@ -91,6 +93,7 @@ _EVENT_KEY: Final = struct.Struct(">QI")
 _EVENT: Final = struct.Struct(">BQ")
 _CLIENT_KEY: Final = struct.Struct(">QQ")
 _END: Final = b"\0\1"
+_CLOCK: Final = struct.Struct(">qq")
 _INDEX: Final = struct.Struct(">Q")
 _ENTRY_KEY: Final = struct.Struct(">IcQ")
 _ENTRY: Final = struct.Struct(">QB")
@@ -283,6 +286,19 @@ def _damaged(what: str) -> StorageError:
 # META
 
 
+@dataclass(frozen=True, slots=True)
+class ClockReading:
+    """Two clocks of one moment, which a node keeps for its next start."""
+
+    log_time_ms: int
+    wall_ms: int
+    """Of the node itself."""
+
+    @property
+    def offset_ms(self) -> int:
+        return self.log_time_ms - self.wall_ms
+
+
 def meta_key(space: Space, name: bytes) -> bytes:
     """`name` is one of META_*."""
     return space.prefix + name
@@ -296,6 +312,22 @@ def space_key(group: GroupId) -> bytes:
 def staged_key(group: GroupId) -> bytes:
     """In META, as the space_key."""
     return _GROUP.pack(group) + b"staged"
+
+
+def clock_key(group: GroupId) -> bytes:
+    """In META, as the space_key."""
+    return _GROUP.pack(group) + b"clock"
+
+
+def encode_clock(reading: ClockReading) -> bytes:
+    return _CLOCK.pack(reading.log_time_ms, reading.wall_ms)
+
+
+def decode_clock(value: bytes) -> ClockReading:
+    try:
+        return ClockReading(*_CLOCK.unpack(value))
+    except struct.error as error:
+        raise _damaged("the clock of the node") from error
 
 
 def encode_space(space: Space) -> bytes:

@@ -21,6 +21,7 @@ class MemoryEngine:
 
     def __init__(self) -> None:
         self._maps = {family: _ordered_map() for family in Family}
+        self._bytes = 0
         self._scans: WeakSet[_Scan] = WeakSet()
 
     def get(self, family: Family, key: bytes) -> bytes | None:
@@ -40,28 +41,35 @@ class MemoryEngine:
         for family, start, end in batch.range_deletes:
             ordered = self._map(family)
             for key in list(ordered.irange(start, end, (True, False))):
-                ordered.pop(key, None)
+                self._remove(ordered, key)
         for family, key in batch.deletes:
-            self._map(family).pop(key, None)
+            self._remove(self._map(family), key)
         for family, key, value in batch.puts:
-            self._map(family)[key] = value
+            ordered = self._map(family)
+            old = ordered.get(key)
+            self._bytes += len(value) + (len(key) if old is None else -len(old))
+            ordered[key] = value
 
     def sync(self) -> None:
         pass
 
+    def reclaim(self) -> None:
+        pass
+
     def size_bytes(self) -> int:
-        """Keys and values, counted one by one; not what Python needs around them."""
-        return sum(
-            len(key) + len(value)
-            for ordered in self._maps.values()
-            for key, value in ordered.items()
-        )
+        """Keys and values; not what Python needs around them."""
+        return self._bytes
 
     def close(self) -> None:
         for scan in self._scans:
             scan.refuse()
         self._scans.clear()
         self._maps.clear()
+
+    def _remove(self, ordered: "_OrderedMap", key: bytes) -> None:
+        value = ordered.pop(key, None)
+        if value is not None:
+            self._bytes -= len(key) + len(value)
 
     def _map(self, family: Family) -> "_OrderedMap":
         try:
@@ -106,7 +114,6 @@ class _OrderedMap(Protocol):
     def __getitem__(self, key: bytes) -> bytes: ...
     def __setitem__(self, key: bytes, value: bytes) -> None: ...
     def pop(self, key: bytes, default: None) -> bytes | None: ...
-    def items(self) -> Iterator[tuple[bytes, bytes]]: ...
     def irange(
         self,
         minimum: bytes | None,

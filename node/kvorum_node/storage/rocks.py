@@ -88,7 +88,10 @@ class Role(Enum):
 
 
 class RocksEngine:
-    """An Engine in one directory. `sync` may run in a second thread; `close` waits for it."""
+    """An Engine in one directory.
+
+    `sync` and `reclaim` may run in other threads; `close` waits for the one, and ends the other.
+    """
 
     def __init__(
         self,
@@ -111,6 +114,7 @@ class RocksEngine:
         self._write_number = 0
         self._scans: WeakSet[_Scan] = WeakSet()
         self._syncing = threading.Lock()
+        self._reclaiming = threading.Lock()
         self._must_reclaim = False
         self._failure: StorageError | None = None
         self._closed = False
@@ -214,6 +218,16 @@ class RocksEngine:
             self._must_reclaim = False
             self._database.flush(wait=False)
 
+    def reclaim(self) -> None:
+        with self._reclaiming:
+            if self._closed:
+                return
+            try:
+                self._database.compact_range(None, None)
+            except Exception as error:  # rocksdict raises nothing more precise
+                if not self._closed:  # else it was ended
+                    raise self._fail("compact", error) from error
+
     def size_bytes(self) -> int:
         """The files of the directory."""
         return sum(_file_bytes(entry) for entry in os.scandir(self._path))
@@ -224,13 +238,19 @@ class RocksEngine:
             if self._closed:
                 return
             self._closed = True
+            cancelled = self._reclaiming.locked()
+            if cancelled:
+                self._database.cancel_all_background(wait=False)
             # An iterator that is still referenced would keep RocksDB's lock.
             for scan in self._scans:
                 scan.refuse()
             try:
-                self._database.close()
+                with self._reclaiming:
+                    self._database.close()
             except Exception as error:  # rocksdict raises nothing more precise
-                if self._failure is None:  # else it is told already, and this is its echo
+                # A failure is told already, and this is its echo; and RocksDB reports that work
+                # in the background was cancelled. It has closed all the same.
+                if self._failure is None and not cancelled:
                     raise _storage_error(f"cannot close {self._path}", error) from error
             finally:
                 if self._mark is not None:

@@ -152,8 +152,9 @@ Global___RegisterClient: _TypeAlias = RegisterClient  # noqa: Y015
 @_typing.final
 class Sweep(_message.Message):
     """Removes records that have expired by the log time of the entry, the longest
-    expired first, at most `limit` of them: at one revision, with an event each. The
-    leader proposes it; whether a record has expired is decided where it is applied.
+    expired first, at most `limit` of them, and none after 1 MiB: at one revision, with an
+    event each. The leader proposes it; whether a record has expired is decided where it is
+    applied.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

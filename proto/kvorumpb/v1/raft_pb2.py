@@ -22,49 +22,52 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from kvorumpb.v1 import cluster_pb2 as kvorumpb_dot_v1_dot_cluster__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvorumpb/v1/raft.proto\x12\x0bkvorumpb.v1\"`\n\x0bPeerMessage\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x16.kvorumpb.v1.PeerHello\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.kvorumpb.v1.RaftMessage\"\x89\x01\n\tPeerHello\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0e\n\x06sender\x18\x02 \x01(\x04\x12\x11\n\trecipient\x18\x03 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x14\n\x0c\x64irectory_id\x18\x05 \x01(\t\x12\x1e\n\x16recipient_directory_id\x18\x06 \x01(\t\"\x12\n\x10PeerStreamClosed\"\xd0\x03\n\x0bRaftMessage\x12\r\n\x05group\x18\x01 \x01(\x04\x12\x0e\n\x06sender\x18\x02 \x01(\x04\x12\x11\n\trecipient\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x30\n\x0crequest_vote\x18\x05 \x01(\x0b\x32\x18.kvorumpb.v1.RequestVoteH\x00\x12;\n\x12request_vote_reply\x18\x06 \x01(\x0b\x32\x1d.kvorumpb.v1.RequestVoteReplyH\x00\x12\x34\n\x0e\x61ppend_entries\x18\x07 \x01(\x0b\x32\x1a.kvorumpb.v1.AppendEntriesH\x00\x12?\n\x14\x61ppend_entries_reply\x18\x08 \x01(\x0b\x32\x1f.kvorumpb.v1.AppendEntriesReplyH\x00\x12+\n\theartbeat\x18\t \x01(\x0b\x32\x16.kvorumpb.v1.HeartbeatH\x00\x12\x36\n\x0fheartbeat_reply\x18\n \x01(\x0b\x32\x1b.kvorumpb.v1.HeartbeatReplyH\x00\x12.\n\x0btimeout_now\x18\x0b \x01(\x0b\x32\x17.kvorumpb.v1.TimeoutNowH\x00\x42\x06\n\x04\x62ody\"\x83\x01\n\x08LogEntry\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.kvorumpb.v1.LogEntry.Kind\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"1\n\x04Kind\x12\x08\n\x04NOOP\x10\x00\x12\x0c\n\x08\x43OMMANDS\x10\x01\x12\x11\n\rCONFIGURATION\x10\x02\"S\n\x0bRequestVote\x12\x12\n\nlast_index\x18\x01 \x01(\x04\x12\x11\n\tlast_term\x18\x02 \x01(\x04\x12\x0b\n\x03pre\x18\x03 \x01(\x08\x12\x10\n\x08transfer\x18\x04 \x01(\x08\"0\n\x10RequestVoteReply\x12\x0f\n\x07granted\x18\x01 \x01(\x08\x12\x0b\n\x03pre\x18\x02 \x01(\x08\"v\n\rAppendEntries\x12\x16\n\x0eprevious_index\x18\x01 \x01(\x04\x12\x15\n\rprevious_term\x18\x02 \x01(\x04\x12&\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x15.kvorumpb.v1.LogEntry\x12\x0e\n\x06\x63ommit\x18\x04 \x01(\x04\"\\\n\x12\x41ppendEntriesReply\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x10\n\x08rejected\x18\x02 \x01(\x08\x12\x12\n\nhint_index\x18\x03 \x01(\x04\x12\x11\n\thint_term\x18\x04 \x01(\x04\"/\n\tHeartbeat\x12\x0e\n\x06\x63ommit\x18\x01 \x01(\x04\x12\x12\n\nread_round\x18\x02 \x01(\x04\"$\n\x0eHeartbeatReply\x12\x12\n\nread_round\x18\x01 \x01(\x04\"\x0c\n\nTimeoutNow\"u\n\x0fSnapshotMessage\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.kvorumpb.v1.SnapshotHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.kvorumpb.v1.SnapshotChunkH\x00\x42\x06\n\x04part\"\x92\x01\n\x0eSnapshotHeader\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x16.kvorumpb.v1.PeerHello\x12\r\n\x05group\x18\x02 \x01(\x04\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x12\n\nlast_index\x18\x04 \x01(\x04\x12\x11\n\tlast_term\x18\x05 \x01(\x04\x12\x15\n\rconfiguration\x18\x06 \x01(\x0c\"=\n\rSnapshotChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\r\x12\x0c\n\x04last\x18\x03 \x01(\x08\"(\n\x17InstallSnapshotResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x32\xa4\x01\n\x04Raft\x12\x43\n\x06Stream\x12\x18.kvorumpb.v1.PeerMessage\x1a\x1d.kvorumpb.v1.PeerStreamClosed(\x01\x12W\n\x0fInstallSnapshot\x12\x1c.kvorumpb.v1.SnapshotMessage\x1a$.kvorumpb.v1.InstallSnapshotResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvorumpb/v1/raft.proto\x12\x0bkvorumpb.v1\x1a\x19kvorumpb/v1/cluster.proto\"\x89\x01\n\x0bPeerMessage\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x16.kvorumpb.v1.PeerHello\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.kvorumpb.v1.RaftMessage\x12\'\n\x06notice\x18\x03 \x01(\x0b\x32\x17.kvorumpb.v1.PeerNotice\"E\n\nPeerNotice\x12\"\n\x06\x61larms\x18\x01 \x03(\x0b\x32\x12.kvorumpb.v1.Alarm\x12\x13\n\x0blog_time_ms\x18\x02 \x01(\x03\"\x89\x01\n\tPeerHello\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0e\n\x06sender\x18\x02 \x01(\x04\x12\x11\n\trecipient\x18\x03 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x14\n\x0c\x64irectory_id\x18\x05 \x01(\t\x12\x1e\n\x16recipient_directory_id\x18\x06 \x01(\t\"\x12\n\x10PeerStreamClosed\"\xd0\x03\n\x0bRaftMessage\x12\r\n\x05group\x18\x01 \x01(\x04\x12\x0e\n\x06sender\x18\x02 \x01(\x04\x12\x11\n\trecipient\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x30\n\x0crequest_vote\x18\x05 \x01(\x0b\x32\x18.kvorumpb.v1.RequestVoteH\x00\x12;\n\x12request_vote_reply\x18\x06 \x01(\x0b\x32\x1d.kvorumpb.v1.RequestVoteReplyH\x00\x12\x34\n\x0e\x61ppend_entries\x18\x07 \x01(\x0b\x32\x1a.kvorumpb.v1.AppendEntriesH\x00\x12?\n\x14\x61ppend_entries_reply\x18\x08 \x01(\x0b\x32\x1f.kvorumpb.v1.AppendEntriesReplyH\x00\x12+\n\theartbeat\x18\t \x01(\x0b\x32\x16.kvorumpb.v1.HeartbeatH\x00\x12\x36\n\x0fheartbeat_reply\x18\n \x01(\x0b\x32\x1b.kvorumpb.v1.HeartbeatReplyH\x00\x12.\n\x0btimeout_now\x18\x0b \x01(\x0b\x32\x17.kvorumpb.v1.TimeoutNowH\x00\x42\x06\n\x04\x62ody\"\x83\x01\n\x08LogEntry\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.kvorumpb.v1.LogEntry.Kind\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"1\n\x04Kind\x12\x08\n\x04NOOP\x10\x00\x12\x0c\n\x08\x43OMMANDS\x10\x01\x12\x11\n\rCONFIGURATION\x10\x02\"S\n\x0bRequestVote\x12\x12\n\nlast_index\x18\x01 \x01(\x04\x12\x11\n\tlast_term\x18\x02 \x01(\x04\x12\x0b\n\x03pre\x18\x03 \x01(\x08\x12\x10\n\x08transfer\x18\x04 \x01(\x08\"0\n\x10RequestVoteReply\x12\x0f\n\x07granted\x18\x01 \x01(\x08\x12\x0b\n\x03pre\x18\x02 \x01(\x08\"v\n\rAppendEntries\x12\x16\n\x0eprevious_index\x18\x01 \x01(\x04\x12\x15\n\rprevious_term\x18\x02 \x01(\x04\x12&\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x15.kvorumpb.v1.LogEntry\x12\x0e\n\x06\x63ommit\x18\x04 \x01(\x04\"\\\n\x12\x41ppendEntriesReply\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x10\n\x08rejected\x18\x02 \x01(\x08\x12\x12\n\nhint_index\x18\x03 \x01(\x04\x12\x11\n\thint_term\x18\x04 \x01(\x04\"/\n\tHeartbeat\x12\x0e\n\x06\x63ommit\x18\x01 \x01(\x04\x12\x12\n\nread_round\x18\x02 \x01(\x04\"$\n\x0eHeartbeatReply\x12\x12\n\nread_round\x18\x01 \x01(\x04\"\x0c\n\nTimeoutNow\"u\n\x0fSnapshotMessage\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.kvorumpb.v1.SnapshotHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.kvorumpb.v1.SnapshotChunkH\x00\x42\x06\n\x04part\"\x92\x01\n\x0eSnapshotHeader\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x16.kvorumpb.v1.PeerHello\x12\r\n\x05group\x18\x02 \x01(\x04\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x12\n\nlast_index\x18\x04 \x01(\x04\x12\x11\n\tlast_term\x18\x05 \x01(\x04\x12\x15\n\rconfiguration\x18\x06 \x01(\x0c\"=\n\rSnapshotChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\r\x12\x0c\n\x04last\x18\x03 \x01(\x08\"(\n\x17InstallSnapshotResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x32\xa4\x01\n\x04Raft\x12\x43\n\x06Stream\x12\x18.kvorumpb.v1.PeerMessage\x1a\x1d.kvorumpb.v1.PeerStreamClosed(\x01\x12W\n\x0fInstallSnapshot\x12\x1c.kvorumpb.v1.SnapshotMessage\x1a$.kvorumpb.v1.InstallSnapshotResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvorumpb.v1.raft_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PEERMESSAGE']._serialized_start=39
-  _globals['_PEERMESSAGE']._serialized_end=135
-  _globals['_PEERHELLO']._serialized_start=138
-  _globals['_PEERHELLO']._serialized_end=275
-  _globals['_PEERSTREAMCLOSED']._serialized_start=277
-  _globals['_PEERSTREAMCLOSED']._serialized_end=295
-  _globals['_RAFTMESSAGE']._serialized_start=298
-  _globals['_RAFTMESSAGE']._serialized_end=762
-  _globals['_LOGENTRY']._serialized_start=765
-  _globals['_LOGENTRY']._serialized_end=896
-  _globals['_LOGENTRY_KIND']._serialized_start=847
-  _globals['_LOGENTRY_KIND']._serialized_end=896
-  _globals['_REQUESTVOTE']._serialized_start=898
-  _globals['_REQUESTVOTE']._serialized_end=981
-  _globals['_REQUESTVOTEREPLY']._serialized_start=983
-  _globals['_REQUESTVOTEREPLY']._serialized_end=1031
-  _globals['_APPENDENTRIES']._serialized_start=1033
-  _globals['_APPENDENTRIES']._serialized_end=1151
-  _globals['_APPENDENTRIESREPLY']._serialized_start=1153
-  _globals['_APPENDENTRIESREPLY']._serialized_end=1245
-  _globals['_HEARTBEAT']._serialized_start=1247
-  _globals['_HEARTBEAT']._serialized_end=1294
-  _globals['_HEARTBEATREPLY']._serialized_start=1296
-  _globals['_HEARTBEATREPLY']._serialized_end=1332
-  _globals['_TIMEOUTNOW']._serialized_start=1334
-  _globals['_TIMEOUTNOW']._serialized_end=1346
-  _globals['_SNAPSHOTMESSAGE']._serialized_start=1348
-  _globals['_SNAPSHOTMESSAGE']._serialized_end=1465
-  _globals['_SNAPSHOTHEADER']._serialized_start=1468
-  _globals['_SNAPSHOTHEADER']._serialized_end=1614
-  _globals['_SNAPSHOTCHUNK']._serialized_start=1616
-  _globals['_SNAPSHOTCHUNK']._serialized_end=1677
-  _globals['_INSTALLSNAPSHOTRESPONSE']._serialized_start=1679
-  _globals['_INSTALLSNAPSHOTRESPONSE']._serialized_end=1719
-  _globals['_RAFT']._serialized_start=1722
-  _globals['_RAFT']._serialized_end=1886
+  _globals['_PEERMESSAGE']._serialized_start=67
+  _globals['_PEERMESSAGE']._serialized_end=204
+  _globals['_PEERNOTICE']._serialized_start=206
+  _globals['_PEERNOTICE']._serialized_end=275
+  _globals['_PEERHELLO']._serialized_start=278
+  _globals['_PEERHELLO']._serialized_end=415
+  _globals['_PEERSTREAMCLOSED']._serialized_start=417
+  _globals['_PEERSTREAMCLOSED']._serialized_end=435
+  _globals['_RAFTMESSAGE']._serialized_start=438
+  _globals['_RAFTMESSAGE']._serialized_end=902
+  _globals['_LOGENTRY']._serialized_start=905
+  _globals['_LOGENTRY']._serialized_end=1036
+  _globals['_LOGENTRY_KIND']._serialized_start=987
+  _globals['_LOGENTRY_KIND']._serialized_end=1036
+  _globals['_REQUESTVOTE']._serialized_start=1038
+  _globals['_REQUESTVOTE']._serialized_end=1121
+  _globals['_REQUESTVOTEREPLY']._serialized_start=1123
+  _globals['_REQUESTVOTEREPLY']._serialized_end=1171
+  _globals['_APPENDENTRIES']._serialized_start=1173
+  _globals['_APPENDENTRIES']._serialized_end=1291
+  _globals['_APPENDENTRIESREPLY']._serialized_start=1293
+  _globals['_APPENDENTRIESREPLY']._serialized_end=1385
+  _globals['_HEARTBEAT']._serialized_start=1387
+  _globals['_HEARTBEAT']._serialized_end=1434
+  _globals['_HEARTBEATREPLY']._serialized_start=1436
+  _globals['_HEARTBEATREPLY']._serialized_end=1472
+  _globals['_TIMEOUTNOW']._serialized_start=1474
+  _globals['_TIMEOUTNOW']._serialized_end=1486
+  _globals['_SNAPSHOTMESSAGE']._serialized_start=1488
+  _globals['_SNAPSHOTMESSAGE']._serialized_end=1605
+  _globals['_SNAPSHOTHEADER']._serialized_start=1608
+  _globals['_SNAPSHOTHEADER']._serialized_end=1754
+  _globals['_SNAPSHOTCHUNK']._serialized_start=1756
+  _globals['_SNAPSHOTCHUNK']._serialized_end=1817
+  _globals['_INSTALLSNAPSHOTRESPONSE']._serialized_start=1819
+  _globals['_INSTALLSNAPSHOTRESPONSE']._serialized_end=1859
+  _globals['_RAFT']._serialized_start=1862
+  _globals['_RAFT']._serialized_end=2026
 # @@protoc_insertion_point(module_scope)

@@ -15,6 +15,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from kvorumpb.v1 import cluster_pb2 as _cluster_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -32,23 +33,59 @@ class PeerMessage(_message.Message):
 
     HELLO_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___PeerHello: ...
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___RaftMessage]: ...
+    @_builtins.property
+    def notice(self) -> Global___PeerNotice:
+        """With heartbeats and their replies."""
+
     def __init__(
         self,
         *,
         hello: Global___PeerHello | None = ...,
         messages: _abc.Iterable[Global___RaftMessage] | None = ...,
+        notice: Global___PeerNotice | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "notice", b"notice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "messages", b"messages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "messages", b"messages", "notice", b"notice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PeerMessage: _TypeAlias = PeerMessage  # noqa: Y015
+
+@_typing.final
+class PeerNotice(_message.Message):
+    """What a node has to say beside Raft. It rests on nothing, and replaces the one before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALARMS_FIELD_NUMBER: _builtins.int
+    LOG_TIME_MS_FIELD_NUMBER: _builtins.int
+    log_time_ms: _builtins.int
+    """Log time by the clock of a sender that leads the group 1, from which the others carry it
+    on; 0 of one that does not.
+    """
+    @_builtins.property
+    def alarms(self) -> _containers.RepeatedCompositeFieldContainer[_cluster_pb2.Alarm]:
+        """What is wrong with the sender: a leader refuses writes as long as it hears of something."""
+
+    def __init__(
+        self,
+        *,
+        alarms: _abc.Iterable[_cluster_pb2.Alarm] | None = ...,
+        log_time_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "log_time_ms", b"log_time_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerNotice: _TypeAlias = PeerNotice  # noqa: Y015
 
 @_typing.final
 class PeerHello(_message.Message):

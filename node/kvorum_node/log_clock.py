@@ -1,0 +1,99 @@
+"""Log time: the one time by which records expire, carried on from leader to leader.
+
+The leader stamps it on entries; what has been applied is the machine's log time. This is
+what comes after that: what log time is now, as far as this node knows.
+
+    leads       it goes on at the rate of the node's steady clock, slewed towards its wall
+                clock by at most 1/2000 of what has passed, as adjtime(3) does
+    follows     what the leader has last said of its own (`follow`), and from there on at the
+                rate of the steady clock: so whoever takes over goes on where the old leader
+                was, whatever its wall clock says
+    restarts    what it was when it was last stored, and how much the node's own wall clock has
+                moved since: a constant error of that clock does not matter, and the time for
+                which the node was down counts. If the clock has gone backwards, none has passed
+
+It is never behind what is applied (`observe`). A cluster's first time is the wall clock of
+its first leader.
+
+How exact that is: a takeover moves log time by no more than the way of the last message
+of the old leader, some milliseconds, and the difference of two steady clocks since. A
+restart adds what the wall clock was set by meanwhile. Where the leader's wall clock is
+off by a minute, log time follows it within 33 hours.
+
+Pure: the clocks are given. Times are milliseconds since the Unix epoch.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from kvorum_node.storage.layout import ClockReading
+
+SLEW: Final = 2000
+"""One part in so many of the time that has passed may be added or left out."""
+
+_NS: Final = 1_000_000
+"""In a millisecond. Inside, all is in nanoseconds: a slew of single milliseconds is not lost."""
+
+
+class LogClock:
+    def __init__(
+        self,
+        *,
+        wall_ms: Callable[[], int],
+        steady_ns: Callable[[], int],
+        stored: ClockReading | None = None,
+        applied_ms: int = 0,
+    ) -> None:
+        """Begin, or go on.
+
+        Args:
+            wall_ms: the time of the day, which may be wrong, and may jump.
+            steady_ns: counts on at one rate, whatever the wall clock is set to; if it can,
+                also while the machine sleeps.
+            stored: the last `reading` that was stored; None at the first start.
+            applied_ms: the machine's log time.
+        """
+        self._wall_ms = wall_ms
+        self._steady_ns = steady_ns
+        self._known = stored is not None
+        now_ms = wall_ms()
+        if stored is not None:
+            now_ms = stored.log_time_ms + max(0, now_ms - stored.wall_ms)
+        self._time_ns = max(now_ms, applied_ms) * _NS
+        self._at_ns = steady_ns()
+
+    def now_ms(self, *, leads: bool) -> int:
+        """What log time is now; `leads` says whether this node has decided it since the last call.
+
+        To be called now and then (with every tick), so that the answer is sharp.
+        """
+        at_ns = self._steady_ns()
+        time_ns = self._reached_ns(at_ns)
+        if leads:
+            most = (time_ns - self._time_ns) // SLEW
+            time_ns += min(most, max(-most, self._wall_ms() * _NS - time_ns))
+        self._time_ns, self._at_ns = time_ns, at_ns
+        return time_ns // _NS
+
+    def observe(self, log_time_ms: int) -> None:
+        """An entry with this time was applied: it is as late as that now, at least."""
+        # Before anything is known, this is better than a wall clock that may be anywhere.
+        if not self._known or log_time_ms * _NS > self._reached_ns(self._steady_ns()):
+            self._set(log_time_ms)
+
+    def follow(self, log_time_ms: int) -> None:
+        """The leader says what its own log time is. It is not behind what it has committed."""
+        self._set(log_time_ms)
+
+    def reading(self) -> ClockReading | None:
+        """What to store for the next start; None as long as nothing is known but the wall clock."""
+        if not self._known:
+            return None
+        return ClockReading(self._reached_ns(self._steady_ns()) // _NS, self._wall_ms())
+
+    def _reached_ns(self, at_ns: int) -> int:
+        return self._time_ns + max(0, at_ns - self._at_ns)
+
+    def _set(self, log_time_ms: int) -> None:
+        self._known = True
+        self._time_ns, self._at_ns = log_time_ms * _NS, self._steady_ns()
