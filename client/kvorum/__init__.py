@@ -61,8 +61,10 @@ if TYPE_CHECKING:
     from kvorum.atomic import Atomic, AtomicResult, SyncAtomic
     from kvorum.entry import Entry, IndexEntry, Page
     from kvorum.kv import KV
+    from kvorum.model import RateLimit, RateLimitResult, RateLimitState, Sum
     from kvorum.opening import open, open_sync  # noqa: A004 - kvorum.open is meant to read like open
     from kvorum.sync import SyncKV
+    from kvorum.transaction import Attempts, SyncAttempts, SyncTransaction, Transaction
 
     __version__: str
 
@@ -70,6 +72,7 @@ __all__ = [
     "KV",
     "Atomic",
     "AtomicResult",
+    "Attempts",
     "ClientForgotten",
     "Closed",
     "Compacted",
@@ -101,15 +104,22 @@ __all__ = [
     "Page",
     "QuotaExceeded",
     "RangeTooLarge",
+    "RateLimit",
+    "RateLimitResult",
+    "RateLimitState",
     "RemovedFromCluster",
     "ResultForgotten",
     "ResultTooLarge",
     "ShuttingDown",
     "StateCorrupt",
     "StorageError",
+    "Sum",
     "SyncAtomic",
+    "SyncAttempts",
     "SyncKV",
+    "SyncTransaction",
     "TooStale",
+    "Transaction",
     "Unavailable",
     "UniqueViolation",
     "__version__",
@@ -120,14 +130,22 @@ __all__ = [
 ]
 
 _HOMES = {
-    "KV": "kvorum.kv",
     "Atomic": "kvorum.atomic",
     "AtomicResult": "kvorum.atomic",
+    "Attempts": "kvorum.transaction",
     "Entry": "kvorum.entry",
     "IndexEntry": "kvorum.entry",
+    "KV": "kvorum.kv",
     "Page": "kvorum.entry",
+    "RateLimit": "kvorum.model",
+    "RateLimitResult": "kvorum.model",
+    "RateLimitState": "kvorum.model",
+    "Sum": "kvorum.model",
     "SyncAtomic": "kvorum.atomic",
+    "SyncAttempts": "kvorum.transaction",
     "SyncKV": "kvorum.sync",
+    "SyncTransaction": "kvorum.transaction",
+    "Transaction": "kvorum.transaction",
     "open": "kvorum.opening",
     "open_sync": "kvorum.opening",
 }

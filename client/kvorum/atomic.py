@@ -1,32 +1,16 @@
 """Checks and operations that happen together, at one revision, or not at all."""
 
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
-from kvorum import limits
-from kvorum.arguments import check_amount, check_revision
-from kvorum.codecs import (
-    Key,
-    ValueType,
-    check_type,
-    decode_entry,
-    decode_key,
-    encode_key,
-    encode_value,
-)
-from kvorum.errors import Conflict, InvalidArgument, KvorumError, LimitExceeded
-from kvorumpb.v1.command_pb2 import (
-    AddOperation,
-    Check,
-    DeleteOperation,
-    GetOperation,
-    Operation,
-    OperationResult,
-    PutOperation,
-    Transaction,
-    TransactionResult,
-)
+from kvorum import checks, operations
+from kvorum.codecs import Key, ValueType, check_type, decode_key
+from kvorum.durations import Duration
+from kvorum.errors import InvalidArgument
+from kvorum.model import IndexEntry, RateLimit
+from kvorum.ranges import encode_range
+from kvorumpb.v1.command_pb2 import Operation, Transaction, TransactionResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +21,23 @@ class AtomicResult:
     """At which it wrote; if it wrote nothing, at which it was evaluated."""
 
     results: tuple[Any, ...]
-    """For each operation, in order, what the store's method of that name returns:
-    put the revision, get the entry or None, delete whether it was there, add the sum."""
+    """For each operation that ran, in order, what the store's method of that name returns. A
+    list has no cursor: go on after its last key."""
+
+    succeeded: bool = True
+    """True if every check held; False if the operations after `otherwise` ran instead."""
+
+    failed_check: int | None = None
+    """The position of the first check that did not hold, from 0."""
 
 
 class Atomic:
     """Checks and operations for one `commit`. Made by `KV.atomic`; calls can be chained.
 
     await kv.atomic().check("a", revision=3).put("a", 1).add("n", 5).commit()
+
+    An operation sees what the ones before it have done. One branch may write each key
+    once. A failed operation undoes the whole.
     """
 
     def __init__(
@@ -55,43 +48,167 @@ class Atomic:
         self._carry_out = carry_out
         self._default_type = default_type
         self._transaction = Transaction()
+        self._branch = self._transaction.operations
         self._types: list[ValueType] = []
-        """For each operation, as what a value is read."""
+        """For each operation of the branch that is being built, as what a value is read."""
+        self._types_before_otherwise: list[ValueType] | None = None
+        self._written: set[bytes] = set()
+        self._limited: set[bytes] = set()
         self._committed = False
 
-    def check(self, key: Key, *, revision: int | None = None, exists: bool | None = None) -> Self:
+    def check(
+        self,
+        key: Key,
+        *,
+        revision: int | None = None,
+        exists: bool | None = None,
+        version: int | None = None,
+        value: Any = ...,
+        unchanged_since: int | None = None,
+        type: ValueType | None = None,
+    ) -> Self:
         """Commit only if the key has this `revision` (0: it is absent), or only if it `exists`.
 
-        All checks see the state before the first operation.
+        Or only if it has this `version` (0: it is absent), or exactly the bytes of this
+        `value`, or if it was `unchanged_since` a revision: neither written, nor deleted,
+        nor expired. The last does not hold either if the store cannot tell any more.
+        Takes one condition; check twice to have two. All checks see the state before
+        the first operation.
         """
-        if (revision is None) == (exists is None):
-            raise InvalidArgument(f"the check of {key!r} takes either revision or exists")
-        check = Check(key=encode_key(key))
-        if revision is not None:
-            check.revision = check_revision(revision)
-        else:
-            check.exists = bool(exists)
-        self._transaction.checks.append(check)
-        return self
+        return self._append_check(
+            checks.check_key(
+                key,
+                revision=revision,
+                exists=exists,
+                version=version,
+                value=value,
+                unchanged_since=unchanged_since,
+                type=self._as(type),
+            )
+        )
 
-    def put(self, key: Key, value: Any, *, type: ValueType | None = None) -> Self:
-        """Write a value."""
-        written_as = self._default_type if type is None else check_type(type)
-        data = encode_value(value, written_as, key)
-        return self._append(Operation(put=PutOperation(key=encode_key(key), value=data)))
+    def check_range(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        revision: int | None = None,
+        exists: bool | None = None,
+        version: int | None = None,
+        value: Any = ...,
+        unchanged_since: int | None = None,
+        type: ValueType | None = None,
+    ) -> Self:
+        """Like `check`, of all keys with a prefix or in a range.
+
+        `exists` says whether there is any. `unchanged_since` is of the range as a
+        whole: no key has come, gone or changed. The others hold if they hold for every
+        record, of which there may be `limits.MAX_RANGE_RECORDS`.
+        """
+        return self._append_check(
+            checks.check_range(
+                encode_range(prefix, start, end),
+                revision=revision,
+                exists=exists,
+                version=version,
+                value=value,
+                unchanged_since=unchanged_since,
+                type=self._as(type),
+            )
+        )
+
+    def put(
+        self,
+        key: Key,
+        value: Any,
+        *,
+        ttl: Duration | None = None,
+        metadata: bytes | None = None,
+        indexes: Iterable[IndexEntry] | None = None,
+        type: ValueType | None = None,
+    ) -> Self:
+        """Write a value, like `KV.put`."""
+        return self._append(
+            operations.put(
+                key, value, ttl=ttl, metadata=metadata, indexes=indexes, type=self._as(type)
+            )
+        )
 
     def get(self, key: Key, *, type: ValueType | None = None) -> Self:
         """Read an entry, as it is after the operations before this one."""
-        return self._append(Operation(get=GetOperation(key=encode_key(key))), type)
+        return self._append(operations.get(key), type)
+
+    def list(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        limit: int = 100,
+        reverse: bool = False,
+        type: ValueType | None = None,
+    ) -> Self:
+        """Read up to `limit` entries, as they are after the operations before this one."""
+        return self._append(operations.list_range(prefix, start, end, limit, reverse=reverse), type)
 
     def delete(self, key: Key) -> Self:
         """Remove a key, if it is there."""
-        return self._append(Operation(delete=DeleteOperation(key=encode_key(key))))
+        return self._append(operations.delete(key))
 
-    def add(self, key: Key, amount: int = 1) -> Self:
-        """Add to an integer; if that fails, so does the whole commit."""
-        operation = AddOperation(key=encode_key(key), amount=check_amount(amount))
-        return self._append(Operation(add=operation))
+    def get_and_delete(self, key: Key, *, type: ValueType | None = None) -> Self:
+        """Remove a key, and read what it had."""
+        return self._append(operations.delete(key, return_previous=True), type)
+
+    def delete_range(
+        self,
+        prefix: Key | None = None,
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        limit: int | None = None,
+    ) -> Self:
+        """Remove keys, like `KV.delete_range`."""
+        return self._append(operations.delete_range(prefix, start, end, limit))
+
+    def add(
+        self,
+        key: Key,
+        amount: int = 1,
+        *,
+        min: int | None = None,
+        max: int | None = None,
+        saturate: bool = False,
+        ttl: Duration | None = None,
+    ) -> Self:
+        """Add to an integer, like `KV.add`."""
+        return self._append(
+            operations.add(key, amount, min=min, max=max, saturate=saturate, ttl=ttl)
+        )
+
+    def touch(self, key: Key, ttl: Duration) -> Self:
+        """Let a key live so long from now, if it is there."""
+        return self._append(operations.touch(key, ttl))
+
+    def persist(self, key: Key) -> Self:
+        """Let a key stay for ever, if it is there."""
+        return self._append(operations.persist(key))
+
+    def rate_limit(self, *rules: RateLimit) -> Self:
+        """Take from all limits or from none, like `KV.rate_limit`: a refusal undoes nothing."""
+        return self._append(operations.rate_limit(rules))
+
+    def otherwise(self) -> Self:
+        """What follows runs instead, if a check does not hold; `commit` then raises no Conflict.
+
+        May be followed by nothing.
+        """
+        if self._types_before_otherwise is not None:
+            raise InvalidArgument("otherwise was said already")
+        self._types_before_otherwise, self._types = self._types, []
+        self._branch = self._transaction.otherwise
+        self._written, self._limited = set(), set()
+        return self
 
     async def commit(self, *, timeout: float | None = None) -> AtomicResult:
         """Carry it out, once. Raises `Conflict` if a check does not hold; else like `KV.put`.
@@ -100,47 +217,61 @@ class Atomic:
         """
         return self._read(await self._carry_out(self._take(), timeout))
 
-    def _append(self, operation: Operation, type: ValueType | None = None) -> Self:
-        self._transaction.operations.append(operation)
-        self._types.append(self._default_type if type is None else check_type(type))
+    def _append_check(self, check: Any) -> Self:
+        if self._types_before_otherwise is not None:
+            raise InvalidArgument("a check stands before otherwise: it decides between the two")
+        self._transaction.checks.append(check)
         return self
+
+    def _append(self, operation: Operation, type: ValueType | None = None) -> Self:
+        read_as = self._as(type)
+        key = operations.written_key(operation)
+        if key is not None:
+            self._once(self._written, [key], "written")
+        self._once(self._limited, operations.limited_keys(operation), "a rate limit")
+        self._branch.append(operation)
+        self._types.append(read_as)
+        return self
+
+    def _once(self, seen: set[bytes], keys: Iterable[bytes], what: str) -> None:
+        for key in keys:
+            if key in seen:
+                raise InvalidArgument(
+                    f"{decode_key(key)!r} is {what} twice here: keep the last write of each key"
+                )
+            seen.add(key)
 
     def _take(self) -> Transaction:
         """Hand over what was built, once."""
         if self._committed:
             raise InvalidArgument("this was committed already: begin a new one with atomic()")
-        transaction = self._transaction
-        for limit, maximum, actual in (
-            (
-                "MAX_TRANSACTION_OPERATIONS",
-                limits.MAX_TRANSACTION_OPERATIONS,
-                len(transaction.checks) + len(transaction.operations),
-            ),
-            ("MAX_TRANSACTION_BYTES", limits.MAX_TRANSACTION_BYTES, transaction.ByteSize()),
-        ):
-            if actual > maximum:
-                raise LimitExceeded(
-                    f"the transaction is at {actual} of {maximum} allowed ({limit}): split it",
-                    limit=limit,
-                    maximum=maximum,
-                    actual=actual,
-                )
+        if not self._transaction.ByteSize():
+            raise InvalidArgument("there is nothing to commit: add an operation or a check")
+        operations.check_size(self._transaction)
         self._committed = True
-        return transaction
+        return self._transaction
 
     def _read(self, result: TransactionResult) -> AtomicResult:
-        if not result.succeeded:
-            key = decode_key(self._transaction.checks[result.failed_check].key)
-            raise Conflict(
-                f"the check of {key!r} did not hold; nothing was written",
-                check=result.failed_check,
-                key=key,
-            )
-        values = (
-            _read_operation(operation, result.revision, read_as)
-            for operation, read_as in zip(result.results, self._types, strict=True)
+        built = self._transaction
+        first, second = self._types_before_otherwise, self._types
+        if result.succeeded:
+            branch, types = built.operations, second if first is None else first
+        elif first is None:
+            raise checks.conflict(built.checks[result.failed_check], result.failed_check)
+        else:
+            branch, types = built.otherwise, second
+        return AtomicResult(
+            revision=result.revision,
+            results=tuple(
+                operations.read_result(operation, outcome, result.revision, read_as)
+                for operation, outcome, read_as in zip(branch, result.results, types, strict=True)
+            ),
+            succeeded=result.succeeded,
+            failed_check=None if result.succeeded else result.failed_check,
         )
-        return AtomicResult(result.revision, tuple(values))
+
+    def _as(self, type: ValueType | None) -> ValueType:
+        return self._default_type if type is None else check_type(type)
 
 
 class SyncAtomic:
@@ -152,14 +283,68 @@ class SyncAtomic:
         self._inner = inner
         self._run = run
 
-    def check(self, key: Key, *, revision: int | None = None, exists: bool | None = None) -> Self:
+    def check(
+        self,
+        key: Key,
+        *,
+        revision: int | None = None,
+        exists: bool | None = None,
+        version: int | None = None,
+        value: Any = ...,
+        unchanged_since: int | None = None,
+        type: ValueType | None = None,
+    ) -> Self:
         """Like `Atomic.check`."""
-        self._inner.check(key, revision=revision, exists=exists)
+        self._inner.check(
+            key,
+            revision=revision,
+            exists=exists,
+            version=version,
+            value=value,
+            unchanged_since=unchanged_since,
+            type=type,
+        )
         return self
 
-    def put(self, key: Key, value: Any, *, type: ValueType | None = None) -> Self:
+    def check_range(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        revision: int | None = None,
+        exists: bool | None = None,
+        version: int | None = None,
+        value: Any = ...,
+        unchanged_since: int | None = None,
+        type: ValueType | None = None,
+    ) -> Self:
+        """Like `Atomic.check_range`."""
+        self._inner.check_range(
+            prefix,
+            start=start,
+            end=end,
+            revision=revision,
+            exists=exists,
+            version=version,
+            value=value,
+            unchanged_since=unchanged_since,
+            type=type,
+        )
+        return self
+
+    def put(
+        self,
+        key: Key,
+        value: Any,
+        *,
+        ttl: Duration | None = None,
+        metadata: bytes | None = None,
+        indexes: Iterable[IndexEntry] | None = None,
+        type: ValueType | None = None,
+    ) -> Self:
         """Like `Atomic.put`."""
-        self._inner.put(key, value, type=type)
+        self._inner.put(key, value, ttl=ttl, metadata=metadata, indexes=indexes, type=type)
         return self
 
     def get(self, key: Key, *, type: ValueType | None = None) -> Self:
@@ -167,30 +352,76 @@ class SyncAtomic:
         self._inner.get(key, type=type)
         return self
 
+    def list(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        limit: int = 100,
+        reverse: bool = False,
+        type: ValueType | None = None,
+    ) -> Self:
+        """Like `Atomic.list`."""
+        self._inner.list(prefix, start=start, end=end, limit=limit, reverse=reverse, type=type)
+        return self
+
     def delete(self, key: Key) -> Self:
         """Like `Atomic.delete`."""
         self._inner.delete(key)
         return self
 
-    def add(self, key: Key, amount: int = 1) -> Self:
+    def get_and_delete(self, key: Key, *, type: ValueType | None = None) -> Self:
+        """Like `Atomic.get_and_delete`."""
+        self._inner.get_and_delete(key, type=type)
+        return self
+
+    def delete_range(
+        self,
+        prefix: Key | None = None,
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        limit: int | None = None,
+    ) -> Self:
+        """Like `Atomic.delete_range`."""
+        self._inner.delete_range(prefix, start=start, end=end, limit=limit)
+        return self
+
+    def add(
+        self,
+        key: Key,
+        amount: int = 1,
+        *,
+        min: int | None = None,
+        max: int | None = None,
+        saturate: bool = False,
+        ttl: Duration | None = None,
+    ) -> Self:
         """Like `Atomic.add`."""
-        self._inner.add(key, amount)
+        self._inner.add(key, amount, min=min, max=max, saturate=saturate, ttl=ttl)
+        return self
+
+    def touch(self, key: Key, ttl: Duration) -> Self:
+        """Like `Atomic.touch`."""
+        self._inner.touch(key, ttl)
+        return self
+
+    def persist(self, key: Key) -> Self:
+        """Like `Atomic.persist`."""
+        self._inner.persist(key)
+        return self
+
+    def rate_limit(self, *rules: RateLimit) -> Self:
+        """Like `Atomic.rate_limit`."""
+        self._inner.rate_limit(*rules)
+        return self
+
+    def otherwise(self) -> Self:
+        """Like `Atomic.otherwise`."""
+        self._inner.otherwise()
         return self
 
     def commit(self, *, timeout: float | None = None) -> AtomicResult:
         """Like `Atomic.commit`."""
         return self._run(self._inner.commit(timeout=timeout))
-
-
-def _read_operation(result: OperationResult, revision: int, type: ValueType) -> Any:
-    match result.WhichOneof("result"):
-        case "get":
-            return decode_entry(result.get.record, type) if result.get.HasField("record") else None
-        case "put":
-            return revision
-        case "delete":
-            return result.delete.deleted
-        case "add":
-            return result.add.value
-        case other:
-            raise KvorumError(f"the node gave a result that this client does not know: {other}")

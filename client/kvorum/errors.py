@@ -194,12 +194,19 @@ class ResultTooLarge(OperationFailed):
 
 
 class Conflict(KvorumError):
-    """A check did not hold. `check` is its position, `key` its key."""
+    """A check did not hold. `check` is its position, from 0, and `key` its key.
 
-    def __init__(self, message: str, *, check: int, key: str) -> None:
+    Of a check on a range, `key` is where it starts, and `range` is start and end. An empty
+    end is beyond the last key.
+    """
+
+    def __init__(
+        self, message: str, *, check: int, key: str, range: tuple[str, str] | None = None
+    ) -> None:
         super().__init__(message, check=check, key=key)
         self.check = check
         self.key = key
+        self.range = range
 
 
 class DecodeError(KvorumError, ValueError):

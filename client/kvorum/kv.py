@@ -1,20 +1,14 @@
 """The store, for asyncio programs."""
 
-# ruff: noqa: A001 - `type` and `timeout` are the words of the public API
+# ruff: noqa: A001 - `type`, `min` and `max` are the words of the public API
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
-from kvorum import limits
-from kvorum.arguments import (
-    check_amount,
-    check_limit,
-    check_past_revision,
-    check_timeout,
-    select,
-)
+from kvorum import checks, limits, operations
+from kvorum.arguments import check_limit, check_past_revision, check_timeout, select
 from kvorum.atomic import Atomic
 from kvorum.backends import Backend
 from kvorum.codecs import (
@@ -26,9 +20,13 @@ from kvorum.codecs import (
     encode_key,
     encode_value,
 )
+from kvorum.durations import Duration, encode_ttl, to_seconds
 from kvorum.entry import Entry, Page
-from kvorumpb.v1.command_pb2 import Transaction, TransactionResult
-from kvorumpb.v1.kv_pb2 import Call
+from kvorum.model import IndexEntry, RateLimit, RateLimitResult, Sum
+from kvorum.optimistic import Loop
+from kvorum.transaction import Attempts
+from kvorumpb.v1 import command_pb2 as pb
+from kvorumpb.v1.kv_pb2 import Call, Reply
 
 
 class KV:
@@ -67,14 +65,41 @@ class KV:
         key: Key,
         value: Any,
         *,
+        ttl: Duration | None = None,
+        metadata: bytes | None = None,
+        indexes: Iterable[IndexEntry] | None = None,
+        revision: int | None = None,
+        exists: bool | None = None,
         type: ValueType | None = None,
         timeout: float | None = None,
     ) -> int:
-        """Write a value, and return the revision at which it was written."""
+        """Write a value, and return the revision at which it was written.
+
+        It replaces all that the key had: without `ttl` (seconds, or a timedelta; at most a
+        hundred years) it stays for ever. `metadata` of up to 4 KiB is read beside the
+        value, and `indexes` are what the record is found under; `UniqueViolation` if another
+        one has a unique entry.
+
+        With `revision` (0: absent) or `exists`, it writes only if the key is so now, in the
+        same round trip, and raises `Conflict` otherwise.
+        """
+        if revision is not None or exists is not None:
+            operation = operations.put(
+                key, value, ttl=ttl, metadata=metadata, indexes=indexes, type=self._as(type)
+            )
+            condition = checks.check_key(key, revision=revision, exists=exists, type=self._as(type))
+            return (await self._transact(operation, timeout, condition)).revision
         call = Call()
         request = call.put
         request.key = encode_key(key)
         request.value = encode_value(value, self._as(type), key)
+        # Absent from most puts, and each of them costs something.
+        if ttl is not None:
+            request.ttl_ms = encode_ttl(ttl)
+        if metadata is not None:
+            request.metadata = operations.encode_metadata(metadata, key)
+        if indexes is not None:
+            request.index_entries.extend(operations.encode_indexes(indexes, key))
         reply = await self._backend.call(call, timeout_seconds=self._seconds(timeout))
         return reply.put.revision
 
@@ -130,12 +155,67 @@ class KV:
             return None
         return decode_entry(reply.get.record, type)
 
-    async def delete(self, key: Key, *, timeout: float | None = None) -> bool:
-        """Remove a key, and return whether it was there."""
+    async def delete(
+        self, key: Key, *, revision: int | None = None, timeout: float | None = None
+    ) -> bool:
+        """Remove a key, and return whether it was there.
+
+        With `revision`, only if the key is at it; `Conflict` otherwise, and if it is absent.
+        """
+        if revision is not None:
+            condition = checks.check_key(key, revision=revision, type=self._type)
+            await self._transact(operations.delete(key), timeout, condition)
+            return revision != 0
         call = Call()
         call.delete.key = encode_key(key)
         reply = await self._backend.call(call, timeout_seconds=self._seconds(timeout))
         return reply.delete.deleted
+
+    @overload
+    async def get_and_delete(
+        self, key: Key, *, type: Literal["text"], timeout: float | None = None
+    ) -> Entry[str] | None: ...
+
+    @overload
+    async def get_and_delete(
+        self, key: Key, *, type: Literal["bytes"], timeout: float | None = None
+    ) -> Entry[bytes] | None: ...
+
+    @overload
+    async def get_and_delete(
+        self, key: Key, *, type: ValueType | None = None, timeout: float | None = None
+    ) -> Entry[Any] | None: ...
+
+    async def get_and_delete(
+        self, key: Key, *, type: ValueType | None = None, timeout: float | None = None
+    ) -> Entry[Any] | None:
+        """Remove a key, and return its entry as it was; None if the key is absent.
+
+        Of many who ask, one gets it. `DecodeError` if it is of another type: it is gone then.
+        """
+        read_as = self._as(type)
+        operation = operations.delete(key, return_previous=True)
+        deleted = (await self._operate(operation, timeout)).delete
+        return decode_entry(deleted.previous, read_as) if deleted.deleted else None
+
+    async def delete_range(
+        self,
+        prefix: Key | None = None,
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        limit: int | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Remove the keys with a prefix, or from `start` to `end`; return how many there were.
+
+        All of them at one revision, and `RangeTooLarge` if they are more than
+        `limits.MAX_RANGE_RECORDS`. With a `limit`, the first so many of them at most: there
+        may be more if that many were removed. An empty prefix is refused, as it is every
+        key; `start=""` says so too, and is meant.
+        """
+        operation = operations.delete_range(prefix, start, end, limit)
+        return (await self._operate(operation, timeout)).delete_range.deleted
 
     @overload
     async def list(
@@ -387,22 +467,94 @@ class KV:
         for entry in page.entries:
             yield entry
 
-    async def add(self, key: Key, amount: int = 1, *, timeout: float | None = None) -> int:
+    async def add(
+        self,
+        key: Key,
+        amount: int = 1,
+        *,
+        min: int | None = None,
+        max: int | None = None,
+        saturate: bool = False,
+        ttl: Duration | None = None,
+        timeout: float | None = None,
+    ) -> Sum:
         """Add to an integer, and return the sum; an absent key counts as 0.
 
-        The value is a JSON number, from -2**63 to 2**63 - 1. Raises `NotAnInteger` or
-        `IntegerOverflow`, and then nothing was written.
+        The value is a JSON number, from -2**63 to 2**63 - 1. Raises `NotAnInteger`,
+        `IntegerOverflow`, or `OutOfBounds` if the sum would leave `min` to `max`, and then
+        nothing was written. With `saturate` it stops at the bounds instead, those of the
+        integer too: `applied` of the sum says how much was added. `ttl` counts if this
+        creates the key. Otherwise its expiry stays, as do metadata and indexes.
+        """
+        operation = operations.add(key, amount, min=min, max=max, saturate=saturate, ttl=ttl)
+        added = (await self._operate(operation, timeout)).add
+        return Sum(added.value, added.applied)
+
+    async def touch(self, key: Key, ttl: Duration, *, timeout: float | None = None) -> bool:
+        """Let a key live so long from now, and return whether it is there.
+
+        It is no write of the value: revision and version stay, and nobody is told.
+        """
+        return (await self._operate(operations.touch(key, ttl), timeout)).touch.touched
+
+    async def persist(self, key: Key, *, timeout: float | None = None) -> bool:
+        """Let a key stay for ever, and return whether it is there."""
+        return (await self._operate(operations.persist(key), timeout)).touch.touched
+
+    async def ttl(self, key: Key, *, timeout: float | None = None) -> float | None:
+        """Return how many seconds the key has left: None if it stays, 0.0 if it is absent.
+
+        By log time, at the moment of the read; the value does not travel.
         """
         call = Call()
-        operation = call.txn.transaction.operations.add().add
-        operation.key = encode_key(key)
-        operation.amount = check_amount(amount)
-        reply = await self._backend.call(call, timeout_seconds=self._seconds(timeout))
-        return reply.txn.result.results[0].add.value
+        request = call.list
+        request.range.start = encode_key(key)
+        request.range.end = request.range.start + b"\0"
+        request.page_size = 1
+        request.keys_only = True
+        page = (await self._backend.call(call, timeout_seconds=self._seconds(timeout))).list
+        if not page.records:
+            return 0.0
+        expire_time_ms = page.records[0].expire_time_ms
+        return to_seconds(expire_time_ms - page.log_time_ms) if expire_time_ms else None
+
+    async def rate_limit(self, *rules: RateLimit, timeout: float | None = None) -> RateLimitResult:
+        """Take from all limits, if all have room, and from none otherwise.
+
+        The result is true if they had. It is decided by log time, in one round trip; a
+        refusal writes nothing.
+        """
+        result = await self._operate(operations.rate_limit(rules), timeout)
+        return operations.read_rate_limit(result.rate_limit)
 
     def atomic(self) -> Atomic:
         """Begin checks and operations that `commit` carries out together, or not at all."""
         return Atomic(self._commit, self._type)
+
+    def transaction(
+        self,
+        *,
+        attempts: int = limits.DEFAULT_TRANSACTION_ATTEMPTS,
+        timeout: float | None = None,
+    ) -> Attempts:
+        """Begin reads and writes that are carried out together, or not at all.
+
+            async for attempt in kv.transaction():
+                async with attempt as txn:
+                    entry = await txn.get("a")
+                    txn.put("a", entry.value + 1)
+
+        Reads are of one revision, writes are kept until the body is done. They are then
+        committed, unless something that was read has changed: then the body runs again,
+        after a pause. Raises `Conflict` after so many `attempts`, or when the `timeout`, of
+        all of them together, leaves no time for another. What the body raises ends it, and
+        nothing is written; so do `break` and `return`, with a RuntimeWarning. To return what
+        was found, give the body to `run`:
+
+            value = await kv.transaction().run(body)    # async def body(txn): ...
+        """
+        seconds = self._seconds(timeout)
+        return Attempts(Loop(self._carry, attempts=attempts, timeout_seconds=seconds), self._type)
 
     async def close(self) -> None:
         """Release the store. Calls under way fail with `Closed`. May be repeated."""
@@ -423,11 +575,29 @@ class KV:
     def __repr__(self) -> str:
         return f"<{self.__class__.__name__} {self._target} {'closed' if self._closed else 'open'}>"
 
-    async def _commit(self, transaction: Transaction, timeout: float | None) -> TransactionResult:
+    async def _operate(self, operation: pb.Operation, timeout: float | None) -> pb.OperationResult:
+        """Carry out one operation without conditions."""
+        return (await self._transact(operation, timeout)).results[0]
+
+    async def _transact(
+        self, operation: pb.Operation, timeout: float | None, *conditions: pb.Check
+    ) -> pb.TransactionResult:
+        transaction = pb.Transaction(checks=conditions, operations=[operation])
+        result = await self._commit(transaction, timeout)
+        if not result.succeeded:
+            raise checks.conflict(conditions[result.failed_check], result.failed_check)
+        return result
+
+    async def _commit(
+        self, transaction: pb.Transaction, timeout: float | None
+    ) -> pb.TransactionResult:
         call = Call()
         call.txn.transaction.CopyFrom(transaction)
         reply = await self._backend.call(call, timeout_seconds=self._seconds(timeout))
         return reply.txn.result
+
+    async def _carry(self, call: Call, seconds: float) -> Reply:
+        return await self._backend.call(call, timeout_seconds=seconds)
 
     def _as(self, type: ValueType | None) -> ValueType:
         return self._type if type is None else check_type(type)

@@ -24,6 +24,9 @@ MAX_INDEX_VALUE_BYTES: Final = 4 * KIB
 MAX_TTL_MS: Final = 100 * 366 * 24 * 3600 * 1000
 """A hundred years: what is to stay longer has no time to live."""
 
+DEFAULT_TRANSACTION_ATTEMPTS: Final = 32
+"""How often the body of a `KV.transaction` runs, at most."""
+
 # What a transaction reads.
 MAX_RESULT_BYTES: Final = 32 * MIB
 """Keys and values that the operations of one transaction return together."""

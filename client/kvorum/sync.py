@@ -7,7 +7,7 @@ threads, so that they share one connection and its batches.
 import asyncio
 import os
 import threading
-from collections.abc import Awaitable, Coroutine, Iterator
+from collections.abc import Awaitable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
@@ -15,9 +15,12 @@ from typing import Any, Literal, Self, TypeVar, overload
 from kvorum import limits
 from kvorum.atomic import SyncAtomic
 from kvorum.codecs import Key, ValueType
+from kvorum.durations import Duration
 from kvorum.entry import Entry, Page
 from kvorum.errors import Closed
 from kvorum.kv import KV
+from kvorum.model import IndexEntry, RateLimit, RateLimitResult, Sum
+from kvorum.transaction import SyncAttempts
 
 T = TypeVar("T")
 
@@ -116,11 +119,28 @@ class SyncKV:
         key: Key,
         value: Any,
         *,
+        ttl: Duration | None = None,
+        metadata: bytes | None = None,
+        indexes: Iterable[IndexEntry] | None = None,
+        revision: int | None = None,
+        exists: bool | None = None,
         type: ValueType | None = None,
         timeout: float | None = None,
     ) -> int:
         """Like `KV.put`."""
-        return self._thread.call(self._kv.put(key, value, type=type, timeout=timeout))
+        return self._thread.call(
+            self._kv.put(
+                key,
+                value,
+                ttl=ttl,
+                metadata=metadata,
+                indexes=indexes,
+                revision=revision,
+                exists=exists,
+                type=type,
+                timeout=timeout,
+            )
+        )
 
     @overload
     def get(
@@ -164,9 +184,46 @@ class SyncKV:
         reading = self._kv.get(key, revision=revision, type=type, timeout=timeout)
         return self._thread.call(reading)
 
-    def delete(self, key: Key, *, timeout: float | None = None) -> bool:
+    def delete(
+        self, key: Key, *, revision: int | None = None, timeout: float | None = None
+    ) -> bool:
         """Like `KV.delete`."""
-        return self._thread.call(self._kv.delete(key, timeout=timeout))
+        return self._thread.call(self._kv.delete(key, revision=revision, timeout=timeout))
+
+    @overload
+    def get_and_delete(
+        self, key: Key, *, type: Literal["text"], timeout: float | None = None
+    ) -> Entry[str] | None: ...
+
+    @overload
+    def get_and_delete(
+        self, key: Key, *, type: Literal["bytes"], timeout: float | None = None
+    ) -> Entry[bytes] | None: ...
+
+    @overload
+    def get_and_delete(
+        self, key: Key, *, type: ValueType | None = None, timeout: float | None = None
+    ) -> Entry[Any] | None: ...
+
+    def get_and_delete(
+        self, key: Key, *, type: ValueType | None = None, timeout: float | None = None
+    ) -> Entry[Any] | None:
+        """Like `KV.get_and_delete`."""
+        return self._thread.call(self._kv.get_and_delete(key, type=type, timeout=timeout))
+
+    def delete_range(
+        self,
+        prefix: Key | None = None,
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        limit: int | None = None,
+        timeout: float | None = None,
+    ) -> int:
+        """Like `KV.delete_range`."""
+        return self._thread.call(
+            self._kv.delete_range(prefix, start=start, end=end, limit=limit, timeout=timeout)
+        )
 
     @overload
     def list(
@@ -401,13 +458,51 @@ class SyncKV:
             following.cancel()
         yield from page.entries
 
-    def add(self, key: Key, amount: int = 1, *, timeout: float | None = None) -> int:
+    def add(
+        self,
+        key: Key,
+        amount: int = 1,
+        *,
+        min: int | None = None,
+        max: int | None = None,
+        saturate: bool = False,
+        ttl: Duration | None = None,
+        timeout: float | None = None,
+    ) -> Sum:
         """Like `KV.add`."""
-        return self._thread.call(self._kv.add(key, amount, timeout=timeout))
+        return self._thread.call(
+            self._kv.add(key, amount, min=min, max=max, saturate=saturate, ttl=ttl, timeout=timeout)
+        )
+
+    def touch(self, key: Key, ttl: Duration, *, timeout: float | None = None) -> bool:
+        """Like `KV.touch`."""
+        return self._thread.call(self._kv.touch(key, ttl, timeout=timeout))
+
+    def persist(self, key: Key, *, timeout: float | None = None) -> bool:
+        """Like `KV.persist`."""
+        return self._thread.call(self._kv.persist(key, timeout=timeout))
+
+    def ttl(self, key: Key, *, timeout: float | None = None) -> float | None:
+        """Like `KV.ttl`."""
+        return self._thread.call(self._kv.ttl(key, timeout=timeout))
+
+    def rate_limit(self, *rules: RateLimit, timeout: float | None = None) -> RateLimitResult:
+        """Like `KV.rate_limit`."""
+        return self._thread.call(self._kv.rate_limit(*rules, timeout=timeout))
 
     def atomic(self) -> SyncAtomic:
         """Like `KV.atomic`."""
         return SyncAtomic(self._kv.atomic(), self._thread.call)
+
+    def transaction(
+        self,
+        *,
+        attempts: int = limits.DEFAULT_TRANSACTION_ATTEMPTS,
+        timeout: float | None = None,
+    ) -> SyncAttempts:
+        """Like `KV.transaction`: `for`, `with`, and functions without await."""
+        inner = self._kv.transaction(attempts=attempts, timeout=timeout)
+        return SyncAttempts(inner, self._thread.call)
 
     def close(self) -> None:
         """Release the store and end its thread. Calls under way fail with `Closed`."""
