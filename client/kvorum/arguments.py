@@ -24,9 +24,18 @@ def check_amount(amount: object) -> int:
 
 
 def check_revision(revision: object) -> int:
-    if not isinstance(revision, int) or not 0 <= revision <= limits.MAX_INTEGER:
-        raise InvalidArgument(f"a revision is an int from 0, not {revision!r}")
-    return revision
+    return check_count("a revision", revision)
+
+
+def check_count(what: str, number: object) -> int:
+    # True is an int to Python, and a mistake here.
+    if (
+        isinstance(number, bool)
+        or not isinstance(number, int)
+        or not 0 <= number <= limits.MAX_INTEGER
+    ):
+        raise InvalidArgument(f"{what} is an int from 0, not {number!r}")
+    return number
 
 
 def check_past_revision(revision: object) -> int:

@@ -7,8 +7,9 @@ from typing import Any, Self
 from kvorum import checks, operations
 from kvorum.codecs import Key, ValueType, check_type, decode_key
 from kvorum.durations import Duration
+from kvorum.entry import IndexEntry
 from kvorum.errors import InvalidArgument
-from kvorum.model import IndexEntry, RateLimit
+from kvorum.model import RateLimit
 from kvorum.ranges import encode_range
 from kvorumpb.v1.command_pb2 import Operation, Transaction, TransactionResult
 
@@ -125,13 +126,18 @@ class Atomic:
         *,
         ttl: Duration | None = None,
         metadata: bytes | None = None,
-        indexes: Iterable[IndexEntry] | None = None,
+        index_entries: Iterable[IndexEntry] | None = None,
         type: ValueType | None = None,
     ) -> Self:
         """Write a value, like `KV.put`."""
         return self._append(
             operations.put(
-                key, value, ttl=ttl, metadata=metadata, indexes=indexes, type=self._as(type)
+                key,
+                value,
+                ttl=ttl,
+                metadata=metadata,
+                index_entries=index_entries,
+                type=self._as(type),
             )
         )
 
@@ -147,10 +153,19 @@ class Atomic:
         end: Key | None = None,
         limit: int = 100,
         reverse: bool = False,
+        keys_only: bool = False,
         type: ValueType | None = None,
     ) -> Self:
-        """Read up to `limit` entries, as they are after the operations before this one."""
-        return self._append(operations.list_range(prefix, start, end, limit, reverse=reverse), type)
+        """Read up to `limit` entries, as they are after the operations before this one.
+
+        In the order of the keys, or against it, with values or without.
+        """
+        return self._append(
+            operations.list_range(
+                prefix, start, end, limit=limit, reverse=reverse, keys_only=keys_only
+            ),
+            type,
+        )
 
     def delete(self, key: Key) -> Self:
         """Remove a key, if it is there."""
@@ -340,11 +355,13 @@ class SyncAtomic:
         *,
         ttl: Duration | None = None,
         metadata: bytes | None = None,
-        indexes: Iterable[IndexEntry] | None = None,
+        index_entries: Iterable[IndexEntry] | None = None,
         type: ValueType | None = None,
     ) -> Self:
         """Like `Atomic.put`."""
-        self._inner.put(key, value, ttl=ttl, metadata=metadata, indexes=indexes, type=type)
+        self._inner.put(
+            key, value, ttl=ttl, metadata=metadata, index_entries=index_entries, type=type
+        )
         return self
 
     def get(self, key: Key, *, type: ValueType | None = None) -> Self:
@@ -360,10 +377,19 @@ class SyncAtomic:
         end: Key | None = None,
         limit: int = 100,
         reverse: bool = False,
+        keys_only: bool = False,
         type: ValueType | None = None,
     ) -> Self:
         """Like `Atomic.list`."""
-        self._inner.list(prefix, start=start, end=end, limit=limit, reverse=reverse, type=type)
+        self._inner.list(
+            prefix,
+            start=start,
+            end=end,
+            limit=limit,
+            reverse=reverse,
+            keys_only=keys_only,
+            type=type,
+        )
         return self
 
     def delete(self, key: Key) -> Self:

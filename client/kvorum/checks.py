@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kvorum import limits
+from kvorum.arguments import check_count
 from kvorum.codecs import Key, ValueType, decode_key, encode_key, encode_value
 from kvorum.errors import Conflict, InvalidArgument
 from kvorum.ranges import describe_range
@@ -91,17 +91,9 @@ def _condition(
     name, wanted = given.popitem()
     if name == "exists" and not isinstance(wanted, bool):
         raise InvalidArgument(f"{what} takes exists as True or False, not {wanted!r}")
-    if name in numbers and not _is_count(wanted):
-        raise InvalidArgument(f"{what} takes {name} as an int from 0, not {wanted!r}")
+    if name in numbers:
+        check_count("a version" if name == "version" else "a revision", wanted)
     setattr(check, name, wanted)
-
-
-def _is_count(number: object) -> bool:
-    return (
-        isinstance(number, int)
-        and not isinstance(number, bool)
-        and 0 <= number <= limits.MAX_INTEGER
-    )
 
 
 def _failure(check: Check) -> str:

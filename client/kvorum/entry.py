@@ -23,16 +23,22 @@ def instant(milliseconds: int) -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class IndexEntry:
-    """A place of a record in a secondary index."""
+    """A place of a record in a secondary index, as `put` takes it and an `Entry` has it.
+
+    The store keeps it with the record: what replaces or removes the record, expiry
+    included, removes it in the same transaction.
+    """
 
     index: str
-    """The name of the index."""
+    """The name of the index. An index begins with its first entry."""
 
-    value: str
-    """Text as `Entry.key` is."""
+    value: str | bytes
+    """Under what the record is found, in the order of its bytes. That of an `Entry` is text,
+    as `Entry.key` is."""
 
-    unique: bool
-    """No two records have the same value in the index."""
+    unique: bool = False
+    """No two records have the same value in the index: who comes second gets
+    `UniqueViolation`. All entries of one index should agree on this."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,8 @@ from kvorum.codecs import (
     encode_value,
 )
 from kvorum.durations import Duration, encode_ttl, to_seconds
-from kvorum.entry import Entry, Page
-from kvorum.model import IndexEntry, RateLimit, RateLimitResult, Sum
+from kvorum.entry import Entry, IndexEntry, Page
+from kvorum.model import RateLimit, RateLimitResult, Sum
 from kvorum.optimistic import Loop
 from kvorum.transaction import Attempts
 from kvorumpb.v1 import command_pb2 as pb
@@ -67,7 +67,7 @@ class KV:
         *,
         ttl: Duration | None = None,
         metadata: bytes | None = None,
-        indexes: Iterable[IndexEntry] | None = None,
+        index_entries: Iterable[IndexEntry] | None = None,
         revision: int | None = None,
         exists: bool | None = None,
         type: ValueType | None = None,
@@ -77,7 +77,7 @@ class KV:
 
         It replaces all that the key had: without `ttl` (seconds, or a timedelta; at most a
         hundred years) it stays for ever. `metadata` of up to 4 KiB is read beside the
-        value, and `indexes` are what the record is found under; `UniqueViolation` if another
+        value, and `index_entries` are what the record is found under; `UniqueViolation` if another
         one has a unique entry.
 
         With `revision` (0: absent) or `exists`, it writes only if the key is so now, in the
@@ -85,7 +85,12 @@ class KV:
         """
         if revision is not None or exists is not None:
             operation = operations.put(
-                key, value, ttl=ttl, metadata=metadata, indexes=indexes, type=self._as(type)
+                key,
+                value,
+                ttl=ttl,
+                metadata=metadata,
+                index_entries=index_entries,
+                type=self._as(type),
             )
             condition = checks.check_key(key, revision=revision, exists=exists, type=self._as(type))
             return (await self._transact(operation, timeout, condition)).revision
@@ -98,8 +103,8 @@ class KV:
             request.ttl_ms = encode_ttl(ttl)
         if metadata is not None:
             request.metadata = operations.encode_metadata(metadata, key)
-        if indexes is not None:
-            request.index_entries.extend(operations.encode_indexes(indexes, key))
+        if index_entries is not None:
+            request.index_entries.extend(operations.encode_index_entries(index_entries, key))
         reply = await self._backend.call(call, timeout_seconds=self._seconds(timeout))
         return reply.put.revision
 

@@ -10,25 +10,6 @@ Algorithm = Literal["sliding_log", "sliding_counter", "gcra"]
 """How a rate limit counts: see `RateLimit`."""
 
 
-@dataclass(frozen=True, slots=True)
-class IndexEntry:
-    """One place of a record in a secondary index, given to `put`.
-
-    The store keeps it with the record: whatever replaces or removes the record, expiry
-    included, removes it in the same transaction.
-    """
-
-    index: str
-    """Name of the index. An index begins with its first entry."""
-
-    value: str | bytes
-    """Under what the record is found; str is encoded as a key is. Ordered by its bytes."""
-
-    unique: bool = False
-    """True if no other record may have the value: who comes second gets `UniqueViolation`.
-    All entries of one index should agree on this."""
-
-
 class Sum(int):
     """What `add` returns: an int, the value after the addition, that also knows `applied`."""
 

@@ -12,9 +12,9 @@ from kvorum import limits
 from kvorum.arguments import check_amount, check_limit
 from kvorum.codecs import Key, ValueType, decode_entry, encode_bound, encode_key, encode_value
 from kvorum.durations import Duration, encode_ttl, encode_window, to_seconds
-from kvorum.entry import Page
+from kvorum.entry import IndexEntry, Page
 from kvorum.errors import InvalidArgument, KvorumError, LimitExceeded
-from kvorum.model import IndexEntry, RateLimit, RateLimitResult, RateLimitState, Sum
+from kvorum.model import RateLimit, RateLimitResult, RateLimitState, Sum
 from kvorum.ranges import encode_range
 from kvorumpb.v1 import command_pb2 as pb
 
@@ -31,7 +31,7 @@ def put(
     *,
     ttl: Duration | None = None,
     metadata: bytes | None = None,
-    indexes: Iterable[IndexEntry] | None = None,
+    index_entries: Iterable[IndexEntry] | None = None,
     type: ValueType,
 ) -> pb.Operation:
     operation = pb.PutOperation(key=encode_key(key), value=encode_value(value, type, key))
@@ -40,8 +40,8 @@ def put(
         operation.ttl_ms = encode_ttl(ttl)
     if metadata is not None:
         operation.metadata = encode_metadata(metadata, key)
-    if indexes is not None:
-        operation.index_entries.extend(encode_indexes(indexes, key))
+    if index_entries is not None:
+        operation.index_entries.extend(encode_index_entries(index_entries, key))
     return pb.Operation(put=operation)
 
 
@@ -50,11 +50,20 @@ def get(key: Key) -> pb.Operation:
 
 
 def list_range(
-    prefix: Key, start: Key | None, end: Key | None, limit: int, *, reverse: bool
+    prefix: Key,
+    start: Key | None,
+    end: Key | None,
+    *,
+    limit: int,
+    reverse: bool,
+    keys_only: bool,
 ) -> pb.Operation:
     return pb.Operation(
         list=pb.ListOperation(
-            range=encode_range(prefix, start, end), limit=check_limit(limit), reverse=reverse
+            range=encode_range(prefix, start, end),
+            limit=check_limit(limit),
+            reverse=reverse,
+            keys_only=keys_only,
         )
     )
 
@@ -138,8 +147,8 @@ def encode_metadata(metadata: object, key: Key) -> bytes:
     return metadata
 
 
-def encode_indexes(indexes: Iterable[IndexEntry], key: Key) -> list[pb.IndexEntry]:
-    entries = [_encode_index_entry(entry, key) for entry in indexes]
+def encode_index_entries(index_entries: Iterable[IndexEntry], key: Key) -> list[pb.IndexEntry]:
+    entries = [_encode_index_entry(entry, key) for entry in index_entries]
     what = f"the number of index entries of {key!r}"
     _within(what, "MAX_INDEX_ENTRIES", limits.MAX_INDEX_ENTRIES, len(entries))
     if len({(entry.index, entry.value) for entry in entries}) < len(entries):
@@ -165,7 +174,10 @@ def read_result(
             return Sum(result.add.value, result.add.applied)
         case "list":
             return Page(
-                entries=tuple(decode_entry(record, type) for record in result.list.records),
+                entries=tuple(
+                    decode_entry(record, type, keys_only=operation.list.keys_only)
+                    for record in result.list.records
+                ),
                 cursor=None,
                 complete=not result.list.more,
                 revision=revision,

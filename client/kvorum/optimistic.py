@@ -26,7 +26,7 @@ from kvorum.codecs import decode_key
 from kvorum.errors import Compacted, Conflict, DeadlineExceeded, InvalidArgument
 from kvorum.ranges import contains
 from kvorumpb.v1.command_pb2 import KeyRange, Operation, Record
-from kvorumpb.v1.kv_pb2 import Call, ListRequest, ListResponse, Reply
+from kvorumpb.v1.kv_pb2 import Call, ListResponse, Reply
 
 FIRST_PAUSE_SECONDS: Final = 0.004
 """Before the second attempt, at most; twice as long before each further one."""
@@ -97,8 +97,8 @@ class Attempt:
             self._records[key] = _record_in(await self._ask(call))
         return self._records[key]
 
-    async def list(self, request: ListRequest, selected: KeyRange) -> ListResponse:
-        """Read a page of the range, which the request says in its own way."""
+    async def list(self, selected: KeyRange, page_size: int, cursor: str) -> ListResponse:
+        """Read a page of the range."""
         self._must_be_open()
         for key in self._writes:
             if contains(selected, key):
@@ -106,7 +106,8 @@ class Attempt:
                     f"{decode_key(key)!r} is in the range, and is written: list before that"
                 )
         call = Call()
-        call.list.CopyFrom(request)
+        call.list.range.CopyFrom(selected)
+        call.list.page_size, call.list.page_token = page_size, cursor
         reply = await self._ask(call)
         page = ListResponse() if reply is None else reply.list
         read = KeyRange()

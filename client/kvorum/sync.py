@@ -16,10 +16,10 @@ from kvorum import limits
 from kvorum.atomic import SyncAtomic
 from kvorum.codecs import Key, ValueType
 from kvorum.durations import Duration
-from kvorum.entry import Entry, Page
+from kvorum.entry import Entry, IndexEntry, Page
 from kvorum.errors import Closed
 from kvorum.kv import KV
-from kvorum.model import IndexEntry, RateLimit, RateLimitResult, Sum
+from kvorum.model import RateLimit, RateLimitResult, Sum
 from kvorum.transaction import SyncAttempts
 
 T = TypeVar("T")
@@ -121,7 +121,7 @@ class SyncKV:
         *,
         ttl: Duration | None = None,
         metadata: bytes | None = None,
-        indexes: Iterable[IndexEntry] | None = None,
+        index_entries: Iterable[IndexEntry] | None = None,
         revision: int | None = None,
         exists: bool | None = None,
         type: ValueType | None = None,
@@ -134,7 +134,7 @@ class SyncKV:
                 value,
                 ttl=ttl,
                 metadata=metadata,
-                indexes=indexes,
+                index_entries=index_entries,
                 revision=revision,
                 exists=exists,
                 type=type,

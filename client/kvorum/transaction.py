@@ -14,16 +14,14 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar, overload
 
 from kvorum import operations
-from kvorum.arguments import check_limit, select
+from kvorum.arguments import check_limit
 from kvorum.codecs import Key, ValueType, check_type, decode_entry, encode_key
 from kvorum.durations import Duration
-from kvorum.entry import Entry, Page
+from kvorum.entry import Entry, IndexEntry, Page
 from kvorum.errors import InvalidArgument
-from kvorum.model import IndexEntry
 from kvorum.optimistic import Attempt, Loop, has_expired
 from kvorum.ranges import encode_range
 from kvorumpb.v1.command_pb2 import Operation, Record
-from kvorumpb.v1.kv_pb2 import ListRequest
 
 T = TypeVar("T")
 
@@ -123,9 +121,7 @@ class Transaction:
         which this transaction has written is refused.
         """
         selected, read_as = encode_range(prefix, start, end), self._as(type)
-        request = ListRequest(page_size=check_limit(limit), page_token=cursor or "")
-        select(request, prefix, start, end)
-        page = await self._attempt.list(request, selected)
+        page = await self._attempt.list(selected, check_limit(limit), cursor or "")
         return Page(
             entries=tuple(
                 decode_entry(record, read_as)
@@ -144,12 +140,12 @@ class Transaction:
         *,
         ttl: Duration | None = None,
         metadata: bytes | None = None,
-        indexes: Iterable[IndexEntry] | None = None,
+        index_entries: Iterable[IndexEntry] | None = None,
         type: ValueType | None = None,
     ) -> None:
         """Write a value at the commit, like `KV.put`, in place of an earlier write of the key."""
         operation = operations.put(
-            key, value, ttl=ttl, metadata=metadata, indexes=indexes, type=self._as(type)
+            key, value, ttl=ttl, metadata=metadata, index_entries=index_entries, type=self._as(type)
         )
         self._attempt.write(operation.put.key, operation)
 
@@ -322,11 +318,13 @@ class SyncTransaction:
         *,
         ttl: Duration | None = None,
         metadata: bytes | None = None,
-        indexes: Iterable[IndexEntry] | None = None,
+        index_entries: Iterable[IndexEntry] | None = None,
         type: ValueType | None = None,
     ) -> None:
         """Like `Transaction.put`."""
-        self._inner.put(key, value, ttl=ttl, metadata=metadata, indexes=indexes, type=type)
+        self._inner.put(
+            key, value, ttl=ttl, metadata=metadata, index_entries=index_entries, type=type
+        )
 
     def delete(self, key: Key) -> None:
         """Like `Transaction.delete`."""

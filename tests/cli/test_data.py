@@ -88,6 +88,59 @@ def test_add_prints_the_sum(store: Store) -> None:
     assert store("add", "n", "--", "-50").out == "-8\n"
 
 
+def test_add_stops_at_its_bounds(store: Store) -> None:
+    assert store("add", "n", "5", "--max", "9").out == "5\n"
+    ran = store("add", "n", "5", "--max", "9")
+    assert (ran.status, ran.out) == (1, "")
+    assert "within" in ran.err
+    printed = store("add", "n", "5", "--max", "9", "--saturate", "--json").out
+    assert json.loads(printed) == {"value": 9, "applied": 4}
+    assert store("add", "n", "--min", "9", "--", "-1").status == 1
+
+
+def test_a_put_may_have_a_condition(store: Store) -> None:
+    assert json.loads(store("put", "k", "1", "--if-absent", "--json").out) == {"revision": 1}
+    ran = store("put", "k", "2", "--if-absent")
+    assert (ran.status, ran.out) == (1, "")
+    assert ran.err == "error: the check of 'k' did not hold: it exists; nothing was written\n"
+    assert store("put", "k", "2", "--if-revision", "1").out == "revision 2\n"
+    assert store("put", "k", "3", "--if-revision", "1").status == 1
+    ran = store("put", "k", "3", "--if-revision", "2", "--if-absent")
+    assert ran.status == 2
+    assert store("get", "k").out_bytes == b"2"
+
+
+def test_how_long_a_key_lives(store: Store) -> None:
+    store("put", "k", "1", "--ttl", "3600")
+    assert 0 < float(store("ttl", "k").out) <= 3600
+    assert store("touch", "k", "7200").out == "touched\n"
+    assert 3600 < json.loads(store("ttl", "k", "--json").out)["ttl"] <= 7200
+    assert store("persist", "k").out == "persisted\n"
+    assert store("ttl", "k").out == "never\n"
+    assert json.loads(store("ttl", "k", "--json").out) == {"ttl": None}
+    store("add", "n", "--ttl", "3600")
+    assert 0 < float(store("ttl", "n").out) <= 3600
+    for command in (["ttl", "nobody"], ["touch", "nobody", "5"], ["persist", "nobody"]):
+        ran = store(*command)
+        assert (ran.status, ran.out, ran.err) == (1, "", "no key 'nobody'\n")
+    ran = store("touch", "k", "0")
+    assert ran.status == 1
+    assert ran.err.startswith("error: ttl is a number of seconds")
+
+
+def test_delete_takes_a_prefix(store: Store) -> None:
+    for key in ("a:1", "a:2", "a:3", "b"):
+        store("put", key, "1")
+    assert store("delete", "--prefix", "a:", "--limit", "1").out == "deleted 1\n"
+    assert json.loads(store("delete", "--prefix", "a:", "--json").out) == {"deleted": 2}
+    ran = store("delete", "--prefix", "a:")
+    assert (ran.status, ran.out, ran.err) == (1, "", "no key begins with 'a:'\n")
+    assert json.loads(store("delete", "b", "--json").out) == {"deleted": 1}
+    assert store("delete", "--prefix", "").status == 1
+    for wrong in (["delete"], ["delete", "k", "--prefix", "a"], ["delete", "k", "--limit", "1"]):
+        assert store(*wrong).status == 2
+
+
 def test_an_error_of_the_store_is_one_line_and_status_1(store: Store) -> None:
     store("put", "k", "hello")
     ran = store("add", "k")

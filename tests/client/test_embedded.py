@@ -146,9 +146,9 @@ async def test_a_failed_operation_writes_nothing(kv: KV) -> None:
 
 
 async def test_wrong_atomics(kv: KV) -> None:
-    with pytest.raises(InvalidArgument, match="either revision or exists"):
+    with pytest.raises(InvalidArgument, match="takes one of revision, exists"):
         kv.atomic().check("a")
-    with pytest.raises(InvalidArgument, match="either revision or exists"):
+    with pytest.raises(InvalidArgument, match="takes one of revision, exists"):
         kv.atomic().check("a", revision=1, exists=True)
     with pytest.raises(InvalidArgument, match="a revision is"):
         kv.atomic().check("a", revision=-1)

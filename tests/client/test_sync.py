@@ -15,14 +15,38 @@ from typing import Any, NoReturn
 import pytest
 
 import kvorum
-from kvorum import KV, Atomic, Closed, SyncAtomic, SyncKV
+from kvorum import (
+    KV,
+    Atomic,
+    Attempts,
+    Closed,
+    IndexEntry,
+    RateLimit,
+    SyncAtomic,
+    SyncAttempts,
+    SyncKV,
+    SyncTransaction,
+    Transaction,
+)
 from kvorum.sync import LoopThread
 from tests.client.conftest import Nodes, target_of
 from tests.support.eventually import eventually
 
+TWINS = [
+    (KV, SyncKV),
+    (Atomic, SyncAtomic),
+    (Transaction, SyncTransaction),
+    (Attempts, SyncAttempts),
+]
+
 
 def public(cls: type) -> dict[str, Any]:
-    return {name: value for name, value in vars(cls).items() if not name.startswith("_")}
+    """By name, its methods, and what gives its properties."""
+    return {
+        name: value.fget if isinstance(value, property) else value
+        for name, value in vars(cls).items()
+        if not name.startswith("_")
+    }
 
 
 def shape(function: Any) -> list[tuple[str, Any, Any]]:
@@ -30,7 +54,7 @@ def shape(function: Any) -> list[tuple[str, Any, Any]]:
     return [(parameter.name, parameter.kind, parameter.default) for parameter in parameters]
 
 
-@pytest.mark.parametrize(("waits", "blocks"), [(KV, SyncKV), (Atomic, SyncAtomic)])
+@pytest.mark.parametrize(("waits", "blocks"), TWINS)
 def test_both_have_the_same_methods_with_the_same_parameters(waits: type, blocks: type) -> None:
     # `open` is how a SyncKV is made: nothing a user calls.
     names = public(blocks).keys() - {"open"}
@@ -39,12 +63,12 @@ def test_both_have_the_same_methods_with_the_same_parameters(waits: type, blocks
         assert shape(public(waits)[name]) == shape(public(blocks)[name]), name
 
 
-@pytest.mark.parametrize(("waits", "blocks"), [(KV, SyncKV), (Atomic, SyncAtomic)])
+@pytest.mark.parametrize(("waits", "blocks"), TWINS)
 def test_both_return_the_same(waits: type, blocks: type) -> None:
     for name, function in public(waits).items():
         expected = inspect.signature(function).return_annotation
         actual = inspect.signature(public(blocks)[name]).return_annotation
-        twins = {Atomic: SyncAtomic, AsyncIterator: Iterator}
+        twins: dict[Any, Any] = dict(TWINS)
         if getattr(expected, "__origin__", None) is AsyncIterator:
             assert actual.__origin__ is Iterator
             assert actual.__args__ == expected.__args__
@@ -59,12 +83,29 @@ def test_every_method() -> None:
         assert entry is not None
         assert (entry.value, entry.revision) == ({"x": 1}, revision)
         assert kv.add("n", 5) == 5
+        assert kv.add("n", 5, max=7, saturate=True, ttl=9).applied == 2
+        assert kv.add("n", -2, min=0) == 5
         assert [entry.key for entry in kv.list().entries] == ["a", "n"]
         assert [entry.key for entry in kv.scan(page_size=1)] == ["a", "n"]
         result = kv.atomic().check("a", revision=revision).put("b", 1).add("n").get("b").commit()
         assert result.results[:2] == (result.revision, 6)
-        assert kv.delete("a") is True
+        built = kv.atomic().check_range("z", exists=True).put("z", 1, ttl=60)
+        built.otherwise().touch("a", 60).persist("n").list("a", limit=1, reverse=True)
+        built.get_and_delete("b").delete_range("y").rate_limit(RateLimit("r", 1, 1))
+        other = built.commit()
+        assert (other.succeeded, other.results[:2]) == (False, (True, True))
+        assert len(other.results[2]) == 1
+        assert kv.transaction(attempts=1).run(lambda txn: txn.get("a")) == kv.get("a")
+        assert kv.touch("a", 60) is True
+        assert 0 < (kv.ttl("a") or 0) <= 60
+        assert kv.persist("a") is True
+        assert kv.rate_limit(RateLimit("r", 5, 1, cost=0)).allowed
+        index_entries = [IndexEntry("i", "v", unique=True)]
+        revision = kv.put("a", 1, revision=revision, metadata=b"m", index_entries=index_entries)
+        assert kv.delete("a", revision=revision) is True
         assert kv.delete("a") is False
+        assert kv.get_and_delete("a") is None
+        assert kv.delete_range(start="") == 1
         assert repr(kv) == "<SyncKV memory: open>"
     assert repr(kv) == "<SyncKV memory: closed>"
 

@@ -4,10 +4,26 @@ Nothing here is called; pytest only finds that the names exist.
 """
 
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 from typing import Any, assert_type
 
 import kvorum
-from kvorum import KV, Atomic, AtomicResult, Entry, Page, SyncAtomic, SyncKV
+from kvorum import (
+    KV,
+    Atomic,
+    AtomicResult,
+    Attempts,
+    Entry,
+    IndexEntry,
+    Page,
+    RateLimit,
+    RateLimitResult,
+    Sum,
+    SyncAtomic,
+    SyncKV,
+    SyncTransaction,
+    Transaction,
+)
 
 
 async def opening_gives_a_store() -> None:
@@ -42,7 +58,44 @@ async def the_type_of_a_value_follows_from_the_argument(kv: KV) -> None:
 async def writes_return_numbers(kv: KV) -> None:
     assert_type(await kv.put("a", 1), int)
     assert_type(await kv.delete("a"), bool)
-    assert_type(await kv.add("a"), int)
+    assert_type(await kv.put("a", 1, ttl=timedelta(hours=1), exists=False), int)
+    assert_type(
+        await kv.put("a", 1, ttl=5, index_entries=[IndexEntry("i", b"v", unique=True)]), int
+    )
+    assert_type(await kv.delete_range("a"), int)
+    total = await kv.add("a", min=0, ttl=0.5)
+    assert_type(total, Sum)
+    number: int = total
+    assert_type(number + total.applied, int)
+
+
+async def times_and_limits(kv: KV) -> None:
+    assert_type(await kv.touch("a", 5), bool)
+    assert_type(await kv.persist("a"), bool)
+    assert_type(await kv.ttl("a"), float | None)
+    result = await kv.rate_limit(RateLimit("a", 1, timedelta(minutes=1), "gcra"))
+    assert_type(result, RateLimitResult)
+    assert_type(result.retry_after, float)
+    assert_type(await kv.get_and_delete("a", type="text"), Entry[str] | None)
+
+
+async def transactions_are_loops_or_functions(kv: KV, sync_kv: SyncKV) -> None:
+    assert_type(kv.transaction(), Attempts)
+    async for attempt in kv.transaction(attempts=5):
+        async with attempt as txn:
+            assert_type(txn, Transaction)
+            assert_type(await txn.get("a", type="bytes"), Entry[bytes] | None)
+            assert_type(await txn.list("a", type="text"), Page[str])
+
+    async def body(txn: Transaction) -> str:
+        return repr(await txn.get("a"))
+
+    assert_type(await kv.transaction().run(body), str)
+    for blocking in sync_kv.transaction():
+        with blocking as here:
+            assert_type(here, SyncTransaction)
+            assert_type(here.get("a", type="text"), Entry[str] | None)
+    assert_type(sync_kv.transaction().run(lambda here: here.revision), int | None)
 
 
 async def atomics_are_chained(kv: KV, sync_kv: SyncKV) -> None:
@@ -69,7 +122,10 @@ def threads_see_the_same(kv: SyncKV) -> None:
 async def mistakes_are_found(kv: KV) -> None:
     await kv.get("a", type="xml")  # type: ignore[call-overload]  # no such type
     await kv.get(1)  # type: ignore[call-overload]  # no key
-    await kv.put("a", 1, ttl=5)  # type: ignore[call-arg]  # not in this version
+    await kv.put("a", 1, ttl="5")  # type: ignore[arg-type]  # no length of time
+    await kv.put("a", 1, index_entries=["i"])  # type: ignore[list-item]  # no IndexEntry
+    await kv.touch("a")  # type: ignore[call-arg]  # how long?
+    RateLimit("a", 1, 1, "bucket")  # type: ignore[arg-type]  # no such algorithm
     _ = kvorum.nonsense  # type: ignore[attr-defined]  # no such name
 
 

@@ -6,7 +6,18 @@ import typer
 from typer.core import TyperGroup
 
 import kvorum
-from kvorum.cli import cluster, compact, console, data, member, node, recover, transfer, verify
+from kvorum.cli import (
+    cluster,
+    compact,
+    console,
+    data,
+    lifetime,
+    member,
+    node,
+    recover,
+    transfer,
+    verify,
+)
 from kvorum.errors import KvorumError
 
 
@@ -62,6 +73,9 @@ NODE_PANEL = "Running nodes"
 app.add_typer(cluster.app, name="cluster", rich_help_panel=CLUSTER_PANEL)
 for command in (data.get, data.put, data.delete, data.list_, data.add, data.status):
     app.command(command.__name__.rstrip("_"), rich_help_panel=DATA_PANEL)(command)
+app.command("ttl", rich_help_panel=DATA_PANEL)(lifetime.ttl)
+app.command("touch", rich_help_panel=DATA_PANEL)(lifetime.touch)
+app.command("persist", rich_help_panel=DATA_PANEL)(lifetime.persist)
 app.command("import", rich_help_panel=DATA_PANEL)(transfer.import_)
 app.command("export", rich_help_panel=DATA_PANEL)(transfer.export)
 app.command("node", rich_help_panel=NODE_PANEL)(node.node)

@@ -49,6 +49,9 @@ RevisionOption = Annotated[
     int | None, typer.Option(min=1, help="Read the store as it was at this revision.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+TtlOption = Annotated[
+    float | None, typer.Option("--ttl", metavar="SECONDS", help="Let the key expire after so long.")
+]
 
 
 def choose_target(given: str | None) -> str:
@@ -97,11 +100,11 @@ def get(
         console.err().print(f"no key {escape(repr(key))}", soft_wrap=True)
         raise typer.Exit(FAILED)
     if as_json:
-        _write(records.dump_line(_describe(entry)))
+        write(records.dump_line(_describe(entry)))
     elif sys.stdout.isatty():
         _print_value(entry)
     else:
-        _write(entry.value)
+        write(entry.value)
 
 
 def put(
@@ -112,32 +115,73 @@ def put(
     *,
     as_text: Annotated[bool, typer.Option("--text", help="Store it as UTF-8 text.")] = False,
     as_bytes: Annotated[bool, typer.Option("--bytes", help="Store its bytes as they are.")] = False,
+    ttl: TtlOption = None,
+    if_revision: Annotated[
+        int | None, typer.Option(metavar="REVISION", help="Only if the key is at this revision.")
+    ] = None,
+    if_absent: Annotated[bool, typer.Option("--if-absent", help="Only if there is none.")] = False,
+    as_json: JsonOption = False,
     target: TargetOption = None,
     timeout: TimeoutOption = limits.DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
     """Write a value to a key, and print the revision.
 
-    VALUE is stored as JSON: itself if it is JSON, a JSON string otherwise.
+    VALUE is stored as JSON: itself if it is JSON, a JSON string otherwise. Without --ttl
+    the key stays for ever, even if it was to expire. Exit status 1 if a condition is not met.
     """
     if as_text and as_bytes:
         raise typer.BadParameter("give --text or --bytes, not both")
+    if if_absent and if_revision is not None:
+        raise typer.BadParameter("give --if-revision or --if-absent, not both")
     given = sys.stdin.buffer.read() if value == STDIN else value.encode(errors="surrogateescape")
     data = given if as_bytes else _encode_text(given, key, as_json=not as_text)
-    revision = with_store(target, timeout, lambda kv: kv.put(key, data, type="bytes"))
-    console.out().print(f"revision {revision}")
+    exists = False if if_absent else None
+    revision = with_store(
+        target,
+        timeout,
+        lambda kv: kv.put(key, data, ttl=ttl, revision=if_revision, exists=exists, type="bytes"),
+    )
+    if as_json:
+        write(records.dump_line({"revision": revision}))
+    else:
+        console.out().print(f"revision {revision}")
 
 
 def delete(
-    key: KeyArgument,
+    key: Annotated[str | None, typer.Argument(help="The key.")] = None,
     *,
+    prefix: Annotated[
+        str | None, typer.Option(help="Instead of one key, all that begin so, at once.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", "-n", min=1, max=limits.MAX_RANGE_RECORDS, help="Of a prefix: at most."
+        ),
+    ] = None,
+    as_json: JsonOption = False,
     target: TargetOption = None,
     timeout: TimeoutOption = limits.DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
-    """Remove a key. Exit status 1 if there was none."""
-    if not with_store(target, timeout, lambda kv: kv.delete(key)):
-        console.err().print(f"no key {escape(repr(key))}", soft_wrap=True)
+    """Remove a key, or the keys with a prefix. Exit status 1 if there was none."""
+    if (key is None) == (prefix is None):
+        raise typer.BadParameter("give a KEY or --prefix")
+    if key is not None:
+        if limit is not None:
+            raise typer.BadParameter("--limit goes with --prefix")
+        deleted = int(with_store(target, timeout, lambda kv: kv.delete(key)))
+        missing = f"no key {key!r}"
+    else:
+        deleted = with_store(target, timeout, lambda kv: kv.delete_range(prefix, limit=limit))
+        missing = f"no key begins with {prefix!r}"
+    if as_json:
+        write(records.dump_line({"deleted": deleted}))
+    elif deleted:
+        console.out().print("deleted" if prefix is None else f"deleted {deleted}")
+    else:
+        console.err().print(escape(missing), soft_wrap=True)
+    if not deleted:
         raise typer.Exit(FAILED)
-    console.out().print("deleted")
 
 
 def list_(
@@ -199,12 +243,12 @@ def _print_page_as_json(page: "Page[Any]", *, keys_only: bool) -> None:
     }
     if page.count is not None:
         facts["count"] = page.count
-    _write(records.dump_line({"entries": entries, **facts}))
+    write(records.dump_line({"entries": entries, **facts}))
 
 
 def _print_page(page: "Page[Any]", *, keys_only: bool) -> None:
     if keys_only:
-        _write(b"".join(codecs.encode_key(entry.key) + b"\n" for entry in page.entries))
+        write(b"".join(codecs.encode_key(entry.key) + b"\n" for entry in page.entries))
     elif sys.stdout.isatty():
         table = console.new_table("key", "value", "revision", numbers=["revision"])
         for entry in page.entries:
@@ -216,7 +260,7 @@ def _print_page(page: "Page[Any]", *, keys_only: bool) -> None:
         console.out().print(table)
     else:
         for entry in page.entries:
-            _write(codecs.encode_key(entry.key) + b"\t" + entry.value + b"\n")
+            write(codecs.encode_key(entry.key) + b"\t" + entry.value + b"\n")
     if page.count is not None:
         console.err().print(f"count: {page.count}")
     if not page.complete:
@@ -227,11 +271,29 @@ def add(
     key: KeyArgument,
     amount: Annotated[int, typer.Argument(help="May be negative: add k -- -5.")] = 1,
     *,
+    low: Annotated[int | None, typer.Option("--min", help="The sum may not be less.")] = None,
+    high: Annotated[int | None, typer.Option("--max", help="The sum may not be more.")] = None,
+    saturate: Annotated[
+        bool, typer.Option("--saturate", help="Stop at a bound, instead of failing.")
+    ] = False,
+    ttl: TtlOption = None,
+    as_json: JsonOption = False,
     target: TargetOption = None,
     timeout: TimeoutOption = limits.DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
-    """Add to an integer (0 if the key is absent), and print the sum."""
-    print(with_store(target, timeout, lambda kv: kv.add(key, amount)))
+    """Add to an integer (0 if the key is absent), and print the sum.
+
+    --ttl counts if the key was absent.
+    """
+    total = with_store(
+        target,
+        timeout,
+        lambda kv: kv.add(key, amount, min=low, max=high, saturate=saturate, ttl=ttl),
+    )
+    if as_json:
+        write(records.dump_line({"value": total, "applied": total.applied}))
+    else:
+        print(total)
 
 
 def status(
@@ -356,7 +418,7 @@ def _printable(data: bytes) -> str:
     )
 
 
-def _write(data: bytes) -> None:
+def write(data: bytes) -> None:
     """Write bytes to stdout, after what was printed as text."""
     sys.stdout.flush()
     sys.stdout.buffer.write(data)
