@@ -44,7 +44,8 @@ def public(cls: type) -> dict[str, Any]:
     """By name, its methods, and what gives its properties."""
     return {
         name: value.fget if isinstance(value, property) else value
-        for name, value in vars(cls).items()
+        for base in cls.__mro__
+        for name, value in vars(base).items()
         if not name.startswith("_")
     }
 

@@ -481,6 +481,49 @@ async def test_an_error_that_is_caught_within_the_loop_ends_it_too(kv: KV) -> No
     assert (runs, await value_of(kv, "a")) == (1, None)
 
 
+async def test_of_reads_at_once_the_first_says_the_revision() -> None:
+    asked: list[int] = []
+
+    async def carry(call: Call, _seconds: float) -> Reply:
+        asked.append(call.get.revision)
+        reply = Reply()
+        # Every write of others is between two reads.
+        reply.get.revision = call.get.revision or 6 + len(asked)
+        await asyncio.sleep(0)
+        return reply
+
+    async def body(txn: Transaction) -> None:
+        await asyncio.gather(*(txn.get(f"k{number}") for number in range(4)))
+
+    await Attempts(Loop(carry, attempts=1, timeout_seconds=10), "json").run(body)
+    assert asked == [0, 7, 7, 7]
+
+
+async def test_no_attempt_begins_that_has_no_time_left() -> None:
+    """The last word is what was in the way, and not that time is out."""
+
+    async def carry(call: Call, _seconds: float) -> Reply:
+        reply = Reply()
+        if call.HasField("get"):
+            reply.get.revision = 1
+        else:
+            reply.txn.result.failed_check = 0
+        return reply
+
+    async def body(txn: Transaction) -> None:
+        await txn.get("a")
+        txn.put("a", 1)
+
+    async def outcome() -> type[Exception]:
+        loop = Loop(carry, attempts=1_000_000, timeout_seconds=0.05)
+        with pytest.raises((Conflict, DeadlineExceeded)) as ended:
+            await Attempts(loop, "json").run(body)
+        return ended.type
+
+    # A pause may still last longer than it was to, so one of them is enough.
+    assert Conflict in [await outcome() for _ in range(10)]
+
+
 async def test_a_revision_that_is_not_kept_any_more_is_a_conflict() -> None:
     """The history was compacted while the body ran: it begins again at a newer revision."""
     asked: list[Call] = []

@@ -1,0 +1,357 @@
+"""The part of a store that reads: get, list, scan and ttl."""
+
+# ruff: noqa: A001 - `type` and `timeout` are the words of the public API
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Literal, overload
+
+from kvorum import limits
+from kvorum.arguments import check_limit, check_past_revision, check_timeout, select
+from kvorum.backends import Backend
+from kvorum.codecs import Key, ValueType, check_type, decode_entry, decode_page, encode_key
+from kvorum.durations import to_seconds
+from kvorum.entry import Entry, Page
+from kvorumpb.v1.kv_pb2 import Call
+
+
+class Reader:
+    """A store as far as it is read; `KV` is the whole of it."""
+
+    def __init__(self, backend: Backend, *, target: str, timeout: float, type: ValueType) -> None:
+        self._backend = backend
+        self._target = target
+        self._timeout = timeout
+        self._type = type
+        self._closed = False
+
+    @overload
+    async def get(
+        self,
+        key: Key,
+        *,
+        revision: int | None = None,
+        type: Literal["text"],
+        timeout: float | None = None,
+    ) -> Entry[str] | None: ...
+
+    @overload
+    async def get(
+        self,
+        key: Key,
+        *,
+        revision: int | None = None,
+        type: Literal["bytes"],
+        timeout: float | None = None,
+    ) -> Entry[bytes] | None: ...
+
+    @overload
+    async def get(
+        self,
+        key: Key,
+        *,
+        revision: int | None = None,
+        type: ValueType | None = None,
+        timeout: float | None = None,
+    ) -> Entry[Any] | None: ...
+
+    async def get(
+        self,
+        key: Key,
+        *,
+        revision: int | None = None,
+        type: ValueType | None = None,
+        timeout: float | None = None,
+    ) -> Entry[Any] | None:
+        """Read an entry; None if the key is absent. `DecodeError` if it is of another type.
+
+        With `revision`, as it was then: `Compacted` or `FutureRevision` if the store cannot
+        say. An entry that had expired by then is there until it was removed for it.
+        """
+        type = self._as(type)
+        call = Call()
+        call.get.key = encode_key(key)
+        call.get.revision = check_past_revision(revision)
+        reply = await self._backend.call(call, timeout_seconds=self._seconds(timeout))
+        if not reply.get.HasField("record"):
+            return None
+        return decode_entry(reply.get.record, type)
+
+    @overload
+    async def list(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        reverse: bool = False,
+        keys_only: Literal[True],
+        count: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
+        type: ValueType | None = None,
+        timeout: float | None = None,
+    ) -> Page[None]: ...
+
+    @overload
+    async def list(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        reverse: bool = False,
+        keys_only: Literal[False] = False,
+        count: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
+        type: Literal["text"],
+        timeout: float | None = None,
+    ) -> Page[str]: ...
+
+    @overload
+    async def list(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        reverse: bool = False,
+        keys_only: Literal[False] = False,
+        count: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
+        type: Literal["bytes"],
+        timeout: float | None = None,
+    ) -> Page[bytes]: ...
+
+    @overload
+    async def list(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        reverse: bool = False,
+        keys_only: bool = False,
+        count: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
+        type: ValueType | None = None,
+        timeout: float | None = None,
+    ) -> Page[Any]: ...
+
+    async def list(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+        reverse: bool = False,
+        keys_only: bool = False,
+        count: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
+        type: ValueType | None = None,
+        timeout: float | None = None,
+    ) -> Page[Any]:
+        """Read up to `limit` entries, in the order of their keys' bytes.
+
+        Lists the keys that begin with `prefix`, or else those from `start`
+        (included) to `end` (excluded). With `index`, these are values of that index,
+        and the entries come in the order of their values: with exactly this `value`, with
+        those of the prefix or the range, or with any.
+
+        `cursor` is that of the page before; it is bound to the selection, to `reverse`
+        and to `snapshot`, and `InvalidCursor` with others. A page also ends at
+        `limits.MAX_PAGE_BYTES`, so that it may be shorter than `limit` and not the
+        last: only `complete` tells. Each page reads the newest state: a key that
+        stays is neither skipped nor repeated. Not so with `snapshot`: all pages read what
+        the first one did, and raise `Compacted` once the store does not know it any more.
+
+        Args:
+            reverse: from the last to the first.
+            keys_only: leave out values and metadata.
+            count: count all entries that are selected, too. The store looks at each of
+                them, for few lists at a time, and with more is `Overloaded`.
+            revision: as the store was then. `Compacted` or `FutureRevision` if it cannot
+                say. Not with an index, nor is `snapshot`: an index has no past.
+        """
+        type = self._as(type)
+        call = Call()
+        request = call.list
+        select(request, prefix, start=start, end=end, index=index, value=value)
+        request.page_size = check_limit(limit)
+        request.page_token = cursor or ""
+        request.reverse, request.keys_only, request.count = reverse, keys_only, count
+        request.revision = check_past_revision(revision)
+        request.snapshot = snapshot
+        reply = await self._backend.call(call, timeout_seconds=self._seconds(timeout))
+        return decode_page(reply.list, type, keys_only=keys_only)
+
+    @overload
+    def scan(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
+        page_size: int = limits.DEFAULT_PAGE_RECORDS,
+        reverse: bool = False,
+        keys_only: Literal[True],
+        revision: int | None = None,
+        snapshot: bool = False,
+        type: ValueType | None = None,
+    ) -> AsyncIterator[Entry[None]]: ...
+
+    @overload
+    def scan(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
+        page_size: int = limits.DEFAULT_PAGE_RECORDS,
+        reverse: bool = False,
+        keys_only: Literal[False] = False,
+        revision: int | None = None,
+        snapshot: bool = False,
+        type: Literal["text"],
+    ) -> AsyncIterator[Entry[str]]: ...
+
+    @overload
+    def scan(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
+        page_size: int = limits.DEFAULT_PAGE_RECORDS,
+        reverse: bool = False,
+        keys_only: Literal[False] = False,
+        revision: int | None = None,
+        snapshot: bool = False,
+        type: Literal["bytes"],
+    ) -> AsyncIterator[Entry[bytes]]: ...
+
+    @overload
+    def scan(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
+        page_size: int = limits.DEFAULT_PAGE_RECORDS,
+        reverse: bool = False,
+        keys_only: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
+        type: ValueType | None = None,
+    ) -> AsyncIterator[Entry[Any]]: ...
+
+    async def scan(
+        self,
+        prefix: Key = "",
+        *,
+        start: Key | None = None,
+        end: Key | None = None,
+        index: str | None = None,
+        value: Key | None = None,
+        page_size: int = limits.DEFAULT_PAGE_RECORDS,
+        reverse: bool = False,
+        keys_only: bool = False,
+        revision: int | None = None,
+        snapshot: bool = False,
+        type: ValueType | None = None,
+    ) -> AsyncIterator[Entry[Any]]:
+        """Iterate over all entries that `list` would return, page by page.
+
+        The next page is asked for when the first entry of a page is taken, and none beside
+        it: who stops taking entries stops the reading.
+        """
+
+        async def read(cursor: str | None) -> Page[Any]:
+            return await self.list(
+                prefix,
+                start=start,
+                end=end,
+                index=index,
+                value=value,
+                limit=page_size,
+                cursor=cursor,
+                reverse=reverse,
+                keys_only=keys_only,
+                revision=revision,
+                snapshot=snapshot,
+                type=type,
+            )
+
+        page = await read(None)
+        while not page.complete:
+            following = asyncio.create_task(read(page.cursor), name="kvorum scan")
+            following.add_done_callback(_retrieve)
+            try:
+                for entry in page.entries:
+                    yield entry
+                page = await following
+            finally:
+                following.cancel()
+        for entry in page.entries:
+            yield entry
+
+    async def ttl(self, key: Key, *, timeout: float | None = None) -> float | None:
+        """Return how many seconds the key has left: None if it stays, 0.0 if it is absent.
+
+        By log time, at the moment of the read; the value does not travel.
+        """
+        call = Call()
+        request = call.list
+        request.range.start = encode_key(key)
+        request.range.end = request.range.start + b"\0"
+        request.page_size = 1
+        request.keys_only = True
+        page = (await self._backend.call(call, timeout_seconds=self._seconds(timeout))).list
+        if not page.records:
+            return 0.0
+        expire_time_ms = page.records[0].expire_time_ms
+        return to_seconds(expire_time_ms - page.log_time_ms) if expire_time_ms else None
+
+    def _as(self, type: ValueType | None) -> ValueType:
+        return self._type if type is None else check_type(type)
+
+    def _seconds(self, timeout: float | None) -> float:
+        return self._timeout if timeout is None else check_timeout(timeout)
+
+
+def _retrieve(task: "asyncio.Task[Page[Any]]") -> None:
+    """The scan may have been given up: then nobody asks how its last page has failed."""
+    if not task.cancelled():
+        task.exception()
