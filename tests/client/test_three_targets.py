@@ -208,6 +208,24 @@ async def test_a_unique_entry_belongs_to_one_record(kv: KV) -> None:
     await kv.put("user:2", 2, index_entries=entries)
 
 
+async def test_an_index_follows_its_records(kv: KV) -> None:
+    async def found(value: str) -> list[str]:
+        return [entry.key for entry in await kv.list(index="city", value=value)]
+
+    await kv.put("user:1", 1, index_entries=[IndexEntry("city", "Rome")])
+    await kv.put("user:2", 2, index_entries=[IndexEntry("city", b"Rome")])
+    assert await found("Rome") == ["user:1", "user:2"]
+    await kv.put("user:1", 1, index_entries=[IndexEntry("city", "Oslo")])
+    await kv.put("user:2", 2)
+    assert (await found("Rome"), await found("Oslo")) == ([], ["user:1"])
+    entry = await kv.get("user:1")
+    assert entry is not None
+    assert entry.index_entries == (IndexEntry("city", "Oslo"),)
+    await kv.put("user:3", 3, index_entries=entry.index_entries)
+    assert await kv.delete_range("user:") == 3
+    assert await found("Oslo") == []
+
+
 async def test_of_many_sign_ups_one_wins(kv: KV) -> None:
     async def sign_up(number: int) -> bool:
         try:
