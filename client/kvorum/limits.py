@@ -85,6 +85,19 @@ MAX_WATCHES: Final = 100_000
 """On one node, of all its clients."""
 MIN_PROGRESS_INTERVAL_MS: Final = 100
 DEFAULT_PROGRESS_INTERVAL_MS: Final = 5_000
+MAX_PROGRESS_INTERVAL_MS: Final = 3_600_000
+MAX_WATCH_PENDING_REVISIONS: Final = 128
+"""Numbers of revisions that a node remembers for one watch; what is beyond is in history."""
+MAX_WATCH_CACHE_BYTES: Final = 16 * MIB
+"""Of the newest changes, which a node tells of without reading them from history."""
+MAX_WATCH_MESSAGE_BYTES: Final = 256 * KIB
+"""Where updates that share a message end; a single larger change is a message alone."""
+MAX_WATCH_UPDATES: Final = 256
+"""In such a message."""
+MAX_WATCH_SCAN_EVENTS: Final = 1_000
+"""Events of the history that are looked at before the event loop goes on."""
+MAX_LARGE_UPDATES: Final = 8
+"""Messages of more than MAX_BATCH_BYTES that a node has on their way to watchers."""
 
 # What travels.
 MAX_MESSAGE_BYTES: Final = 40 * MIB

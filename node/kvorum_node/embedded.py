@@ -12,6 +12,7 @@ from kvorum.errors import DataDirectoryMismatch
 from kvorum_node.node import Node, Timing, listing
 from kvorum_node.raft.types import NodeId
 from kvorum_node.storage.data_directory import Identity, Storage
+from kvorum_node.watches import WatchStream
 from kvorumpb.v1.kv_pb2 import Call, Reply
 
 _LOG_MAX_BYTES = 16 << 20
@@ -49,6 +50,10 @@ class EmbeddedNode:
     async def execute(self, calls: Sequence[Call]) -> list[Reply]:
         """Serve calls; errors of a call are in its reply."""
         return await self._node.dispatcher.execute(calls)
+
+    def open_watches(self) -> WatchStream:
+        """A place for watches. Raises ShuttingDown once the node is closed."""
+        return self._node.watches.open_stream(bounded=False)
 
     async def close(self) -> None:
         """Finish what is under way, flush, and release the directory."""

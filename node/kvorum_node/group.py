@@ -132,6 +132,8 @@ class Group:
         self.members_changed: Callable[[], None] = lambda: None
         self.shortage: Callable[[], KvorumError | None] = lambda: None
         """Why writes that take space are refused now; None if they are not."""
+        self.ticked_at = 0.0
+        """When time was last counted, on the event loop's clock."""
         self._wake = wake
         self._waiters = _Waiters()
         self._next_read = 0
@@ -279,6 +281,7 @@ class Group:
         self.members_changed()
 
     def tick(self, now: float) -> None:
+        self.ticked_at = now
         self.raft.tick()
         self.now_ms()
         self._expire(now)

@@ -39,6 +39,7 @@ from kvorum_node.storage.raft_log import RaftLogStore
 from kvorum_node.storage.recovery import reconcile
 from kvorum_node.transport import Transport
 from kvorum_node.verification import Verifier
+from kvorum_node.watches import WatchHub
 from kvorumpb.v1.cluster_pb2 import Alarm
 from kvorumpb.v1.raft_pb2 import PeerNotice
 
@@ -127,6 +128,9 @@ class Node:
             self.group, history_seconds=history_seconds, flush=self.driver.flush_state
         )
         self._notices: dict[NodeId, PeerNotice] = {}
+        self.watches = WatchHub(
+            self.group.machine, vouches=self._hears_leader, fail=self.driver.fail
+        )
         self._listeners: set[Callable[[], None]] = set()
         self._running: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -179,6 +183,7 @@ class Node:
     async def stop(self) -> None:
         """Settle what is open, flush, and close everything. Never raises for a failed disk."""
         await self.dispatcher.close()
+        self.watches.close(f"{self} is shutting down")
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, self.verifier.close(), return_exceptions=True)
@@ -410,6 +415,7 @@ class Node:
         """Serve nobody any more, and never again from this data directory."""
         logger.error("%s must stop: %s", self, why)
         self.dispatcher.drain()
+        self.watches.close(str(why))
         try:
             self.storage.condemn(str(why))
         except StorageError as error:
@@ -441,6 +447,15 @@ class Node:
                 logger.warning("%s: writes are refused until there is room", alarm.message)
         else:
             logger.info("%s has room again", self)
+
+    def _hears_leader(self) -> bool:
+        """Whether there is a leader, and this node was in a position to notice if there were none.
+
+        One whose disk hangs does not count time, and would take a leader for alive for ever.
+        """
+        silence = asyncio.get_running_loop().time() - self.group.ticked_at
+        is_counting = silence < self._timing.election_timeout_seconds
+        return is_counting and self.group.raft.leader is not None
 
     def _unreachable(self, node: NodeId) -> None:
         self.driver.unreachable(node)

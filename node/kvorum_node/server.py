@@ -27,15 +27,20 @@ from kvorum_node.config import NodeConfig
 from kvorum_node.joining import first_identity
 from kvorum_node.node import Node, Timing
 from kvorum_node.raft.leader import Leader
-from kvorum_node.services import cluster, kv, peers
+from kvorum_node.services import cluster, kv, peers, watch
 from kvorum_node.space import Bounds
 from kvorum_node.storage.data_directory import Identity, Storage, stored_identity
-from kvorumpb.v1 import cluster_pb2, kv_pb2, raft_pb2  # noqa: F401 - reflection describes them
+from kvorumpb.v1 import (  # noqa: F401 - reflection describes them
+    cluster_pb2,
+    kv_pb2,
+    raft_pb2,
+    watch_pb2,
+)
 
 GRACE_SECONDS = 2.0
 """How long calls under way may take to finish at a shutdown."""
 
-_SERVICES = (kv.SERVICE, cluster.SERVICE, peers.SERVICE)
+_SERVICES = (kv.SERVICE, watch.SERVICE, cluster.SERVICE, peers.SERVICE)
 
 _SERVER_OPTIONS: list[tuple[str, int]] = [
     ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a rival
@@ -114,6 +119,7 @@ async def serve(config: NodeConfig) -> None:
     server.add_generic_rpc_handlers(
         (
             kv_service.handler(),
+            watch.WatchService(node).handler(),
             cluster.ClusterService(node).handler(),
             peers.RaftService(node).handler(),
         )
@@ -139,6 +145,7 @@ async def serve(config: NodeConfig) -> None:
             logger.warning("%s runs without fsync: a crash may lose acknowledged writes", node)
         await _until_told_to_stop(node, healthy)
     finally:
+        node.watches.close(f"{node} is shutting down")
         await server.stop(0.5)
         await kv_service.close()
         await node.stop()
@@ -215,6 +222,7 @@ async def _leave(node: Node) -> None:
         except KvorumError as error:
             logger.warning("%s could not hand leadership over: %s", node, error)
     node.dispatcher.drain()
+    node.watches.close(f"{node} is shutting down")
     under_way = node.group.under_way()
     if under_way:
         _, unanswered = await asyncio.wait(under_way, timeout=GRACE_SECONDS)

@@ -12,6 +12,8 @@ about a microsecond, which is why sizes that follow from others are not measured
 from collections.abc import Iterable, Sequence
 from typing import Final, assert_never
 
+from google.protobuf.unknown_fields import UnknownFieldSet
+
 from kvorum import limits
 from kvorum.errors import InvalidArgument, LimitExceeded, NamespaceNotFound
 from kvorum_node.rate_limit_validation import validate_rate_limit
@@ -32,6 +34,7 @@ from kvorumpb.v1.kv_pb2 import (
     Origin,
     PutRequest,
 )
+from kvorumpb.v1.watch_pb2 import BeginWatch
 
 DEFAULT_NAMESPACE: Final = "default"
 
@@ -267,6 +270,45 @@ def _validate_index_selection(selected: IndexSelection) -> None:
             pass
         case unexpected:
             assert_never(unexpected)
+
+
+def validate_begin_watch(begin: BeginWatch) -> None:
+    """Raises InvalidArgument, LimitExceeded or NamespaceNotFound if it cannot be served."""
+    # To watch something else than what was asked for, or more of it, would be worse than to refuse.
+    if len(UnknownFieldSet(begin)):
+        raise InvalidArgument("the watch asks for something that this version does not know")
+    validate_namespace(begin.namespace)
+    match begin.WhichOneof("selection"):
+        case "key":
+            validate_key(begin.key)
+        case "prefix":
+            _validate_bound("the prefix", begin.prefix)
+        case "range":
+            start, end = begin.range.start, begin.range.end
+            _validate_bound("the start of the range", start)
+            _validate_bound("the end of the range", end)
+            if end and end <= start:
+                raise InvalidArgument(
+                    f"the range ends at {_shown(end)}, not after its start {_shown(start)}: no key"
+                    " could ever be told of"
+                )
+        case None:
+            pass
+        case unexpected:
+            assert_never(unexpected)
+    if begin.HasField("after_revision") and begin.after_revision < 0:
+        raise InvalidArgument(
+            f"the watch is to begin after revision {begin.after_revision}: give one from 0"
+        )
+    if begin.no_puts and begin.no_deletes and begin.no_expiries:
+        raise InvalidArgument("the watch leaves out puts, deletes and expiries: nothing is left")
+    interval_ms = begin.progress_interval_ms
+    shortest, longest = limits.MIN_PROGRESS_INTERVAL_MS, limits.MAX_PROGRESS_INTERVAL_MS
+    if interval_ms and not shortest <= interval_ms <= longest:
+        raise InvalidArgument(
+            f"the progress interval is {interval_ms} ms: give {shortest:,} to {longest:,}, or 0"
+            f" for {limits.DEFAULT_PROGRESS_INTERVAL_MS:,}"
+        )
 
 
 def _validate_checks(checks: Iterable[Check]) -> None:

@@ -26,9 +26,11 @@ skip it would let this node's state part from that of the others without a word.
 """
 
 from kvorum_node.machine.commands import FORMAT, UnknownCommand
+from kvorum_node.machine.commit import Event
 from kvorum_node.machine.content_hash import HASH_FORMAT, ContentHash, ContentHasher
+from kvorum_node.machine.history import History, PastEvent
 from kvorum_node.machine.listing import Listing
-from kvorum_node.machine.machine import Machine
+from kvorum_node.machine.machine import Machine, Transition
 from kvorum_node.machine.snapshot import SnapshotDamaged, SnapshotReader, Staging
 
 __all__ = [
@@ -36,10 +38,14 @@ __all__ = [
     "HASH_FORMAT",
     "ContentHash",
     "ContentHasher",
+    "Event",
+    "History",
     "Listing",
     "Machine",
+    "PastEvent",
     "SnapshotDamaged",
     "SnapshotReader",
     "Staging",
+    "Transition",
     "UnknownCommand",
 ]

@@ -7,11 +7,59 @@ Expiry is an event like a delete: a record that had expired and was not swept ye
 there at a past revision.
 """
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 from kvorum.errors import Compacted, FutureRevision
 from kvorum_node.machine import records
 from kvorum_node.machine.tables import Tables
 from kvorum_node.storage import layout
+from kvorum_node.storage.layout import EventKind
 from kvorumpb.v1.command_pb2 import Record
+
+
+class PastEvent(NamedTuple):
+    """An event as history has it: without the records."""
+
+    revision: int
+    ordinal: int
+    """Its place in the revision, from 0."""
+    kind: EventKind
+    log_time_ms: int
+    key: bytes
+
+
+class History:
+    """The events after the oldest revision, as they are at the moment; not to be kept."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def events(self, revision: int, ordinal: int = 0) -> Iterator[PastEvent]:
+        """All events from this place on, in order."""
+        for stored, event in self._tables.history.scan(layout.history_key(revision, ordinal)):
+            at, number = layout.split_history_key(stored)
+            yield PastEvent(at, number, *layout.decode_event(event))
+
+    def put_at(self, key: bytes, revision: int) -> Record | None:
+        """What was put at the revision, without its key; None if that is not kept.
+
+        If the key was touched since, with the expiry of then.
+        """
+        data = self._tables.data.get(key)
+        if data is not None:
+            record = Record()
+            records.load(record, key, data)
+            if record.revision == revision:
+                return record
+        after = self._tables.keys.scan(
+            layout.version_key(key, revision + 1), layout.version_key(key, 2**64 - 1)
+        )
+        return _loaded(key, next((data for _, data in after), None))
+
+    def before(self, key: bytes, revision: int) -> Record | None:
+        """What the key held before the revision, which has changed it; without its key."""
+        return _loaded(key, self._tables.keys.get(layout.version_key(key, revision)))
 
 
 def require_readable(revision: int, oldest: int, newest: int) -> None:
@@ -43,3 +91,11 @@ def record_at(
         changed = next(tables.keys.scan(layout.version_key(key, revision + 1), end), None)
     data = tables.data.get(key) if changed is None else changed[1]
     return records.read(key, data) if data else None
+
+
+def _loaded(key: bytes, data: bytes | None) -> Record | None:
+    if not data:
+        return None
+    record = Record()
+    records.load(record, key, data)
+    return record

@@ -65,7 +65,8 @@ class Machine:
         self._clients = Clients.load(self._tables().clients)
         self._staging: Staging | None = None
         self.observer: Callable[[Sequence[Transition]], None] | None = None
-        """Told of all revisions of a run of entries, once they are in the engine."""
+        """Told of all revisions of a run of entries, once they are in the engine; and with
+        none, that a snapshot has been installed: then revisions were skipped."""
         self.on_verification: Callable[[ContentHasher], None] | None = None
         """Given what is to be hashed, pinned at the index of a Verification."""
         self.on_verdict: Callable[[Verdict], None] | None = None
@@ -176,6 +177,10 @@ class Machine:
             return None
         record = records.read(key, stored)
         return None if 0 < record.expire_time_ms <= self.log_time_ms else record
+
+    def read_history(self) -> history.History:
+        """The events that are kept, for the moment: whatever happens next ends its use."""
+        return history.History(self._tables())
 
     def require_readable(self, revision: int) -> None:
         """Raises Compacted or FutureRevision if the store cannot be read as it was then."""
@@ -323,6 +328,8 @@ class Machine:
         self._space, self._standing, self._staging = new, standing, None
         self._horizon = Horizon()
         self._clients = Clients.load(self._tables().clients)
+        if self.observer is not None:
+            self.observer(())
 
     def _tables(self) -> Tables:
         return Tables(self._engine, self._space, self._horizon)

@@ -185,6 +185,12 @@ def history_revision(history_key: bytes) -> int:
     return int(_EVENT_KEY.unpack(history_key)[0])
 
 
+def split_history_key(history_key: bytes) -> tuple[int, int]:
+    """Revision and ordinal."""
+    revision, ordinal = _EVENT_KEY.unpack(history_key)
+    return int(revision), int(ordinal)
+
+
 def encode_event(kind: EventKind, log_time_ms: int, key: bytes) -> bytes:
     return _EVENT.pack(kind, log_time_ms) + key
 

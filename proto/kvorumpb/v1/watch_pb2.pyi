@@ -80,7 +80,8 @@ class BeginWatch(_message.Message):
     prefix: _builtins.bytes
     after_revision: _builtins.int
     """Tell of changes after this revision. Unset: after the one at which the watch
-    begins, which WatchBegun names. A future one is FUTURE_REVISION.
+    begins, which WatchBegun names. A node that is behind waits for it a little; one
+    that has not come by then is FUTURE_REVISION.
     """
     previous: _builtins.bool
     """Have the record that was replaced, removed or expired with each change."""
@@ -239,8 +240,8 @@ class Changes(_message.Message):
     log_time_ms: _builtins.int
     """Log time of the revision."""
     partial: _builtins.bool
-    """Not all of it: the next update of this watch has more of the same revision, which
-    is larger than a message may be.
+    """Not all of it: the next update of this watch goes on with the same revision, which
+    is too large for one message. The last one of a revision may be empty.
     """
     @_builtins.property
     def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Change]: ...
@@ -287,8 +288,13 @@ class Change(_message.Message):
     KEY_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
     PREVIOUS_FIELD_NUMBER: _builtins.int
+    CONTINUED_FIELD_NUMBER: _builtins.int
     kind: Global___Change.Kind.ValueType
     key: _builtins.bytes
+    continued: _builtins.bool
+    """This goes on with the last change of the update before, of the same key: record
+    and previous together were too large for one message. Only previous is set.
+    """
     @_builtins.property
     def record(self) -> _command_pb2.Record:
         """What was written; of a PUT only."""
@@ -304,10 +310,11 @@ class Change(_message.Message):
         key: _builtins.bytes = ...,
         record: _command_pb2.Record | None = ...,
         previous: _command_pb2.Record | None = ...,
+        continued: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["previous", b"previous", "record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "kind", b"kind", "previous", b"previous", "record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["continued", b"continued", "key", b"key", "kind", b"kind", "previous", b"previous", "record", b"record"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -323,6 +330,7 @@ class Progress(_message.Message):
     LOG_TIME_MS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     log_time_ms: _builtins.int
+    """Log time of the node."""
     def __init__(
         self,
         *,

@@ -1,0 +1,147 @@
+"""Which keys a watch wants, and the index that finds the watches of a key.
+
+A key costs one look-up for the exact watches, one for each length that some prefix has,
+and one comparison for each distinct range: never one for each watch.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Generic, TypeAlias, TypeVar, assert_never
+
+from kvorum_node.storage.layout import EventKind
+from kvorumpb.v1.watch_pb2 import BeginWatch, Change
+
+T = TypeVar("T")
+
+CHANGE_KINDS: Final[dict[EventKind, Change.Kind.ValueType]] = {
+    EventKind.PUT: Change.PUT,
+    EventKind.PUT_AFTER_EXPIRE: Change.PUT,
+    EventKind.DELETE: Change.DELETE,
+    EventKind.EXPIRE: Change.EXPIRE,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    prefix: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    start: bytes
+    end: bytes | None
+    """Excluded; None is beyond the last key."""
+
+
+Selection: TypeAlias = Exact | Prefix | Range
+
+
+def selection_of(begin: BeginWatch) -> Selection:
+    """Which keys the request wants: everything, if it does not say."""
+    match begin.WhichOneof("selection"):
+        case "key":
+            return Exact(begin.key)
+        case "prefix":
+            return Prefix(begin.prefix)
+        case "range":
+            return Range(begin.range.start, begin.range.end or None)
+        case None:
+            return Prefix(b"")
+        case unexpected:
+            assert_never(unexpected)
+
+
+def covers(selection: Selection, key: bytes) -> bool:
+    match selection:
+        case Exact(wanted):
+            return key == wanted
+        case Prefix(prefix):
+            return key.startswith(prefix)
+        case Range(start, end):
+            return start <= key and (end is None or key < end)
+
+
+def kinds_of(begin: BeginWatch) -> frozenset[EventKind]:
+    """Of which events the request wants to hear."""
+    left_out = {
+        Change.PUT: begin.no_puts,
+        Change.DELETE: begin.no_deletes,
+        Change.EXPIRE: begin.no_expiries,
+    }
+    return frozenset(event for event, kind in CHANGE_KINDS.items() if not left_out[kind])
+
+
+class Index(Generic[T]):
+    """Things by the keys that they want. Those with the same selection are a group."""
+
+    def __init__(self) -> None:
+        self._exact: dict[bytes, dict[T, None]] = {}
+        self._prefixes: dict[int, dict[bytes, dict[T, None]]] = {}
+        """By length, then by prefix."""
+        self._lengths: list[int] = []
+        """Of the prefixes, from the shortest."""
+        self._ranges: dict[tuple[bytes, bytes | None], dict[T, None]] = {}
+
+    def add(self, selection: Selection, one: T) -> None:
+        match selection:
+            case Exact(key):
+                self._exact.setdefault(key, {})[one] = None
+            case Prefix(prefix):
+                by_prefix = self._prefixes.get(len(prefix))
+                if by_prefix is None:
+                    by_prefix = self._prefixes[len(prefix)] = {}
+                    self._lengths = sorted(self._prefixes)
+                by_prefix.setdefault(prefix, {})[one] = None
+            case Range(start, end):
+                self._ranges.setdefault((start, end), {})[one] = None
+
+    def discard(self, selection: Selection, one: T) -> None:
+        match selection:
+            case Exact(key):
+                _discard(self._exact, key, one)
+            case Prefix(prefix):
+                by_prefix = self._prefixes.get(len(prefix))
+                if by_prefix is None:
+                    return
+                _discard(by_prefix, prefix, one)
+                if not by_prefix:
+                    del self._prefixes[len(prefix)]
+                    self._lengths = sorted(self._prefixes)
+            case Range(start, end):
+                _discard(self._ranges, (start, end), one)
+
+    def groups(self, key: bytes) -> list[Iterable[T]]:
+        """Those that want the key; each one in one group."""
+        found: list[Iterable[T]] = []
+        group = self._exact.get(key)
+        if group is not None:
+            found.append(group)
+        for length in self._lengths:
+            if length > len(key):
+                break
+            group = self._prefixes[length].get(key[:length])
+            if group is not None:
+                found.append(group)
+        for (start, end), group in self._ranges.items():
+            if start <= key and (end is None or key < end):
+                found.append(group)
+        return found
+
+    def __bool__(self) -> bool:
+        return bool(self._exact or self._prefixes or self._ranges)
+
+
+KeyT = TypeVar("KeyT")
+
+
+def _discard(groups: dict[KeyT, dict[T, None]], key: KeyT, one: T) -> None:
+    group = groups.get(key)
+    if group is not None:
+        group.pop(one, None)
+        if not group:
+            del groups[key]

@@ -1,0 +1,165 @@
+"""A revision as updates of one watch: all of it, or the next part of what is too large.
+
+Bounded for each call in bytes, but for a single change, and in the events looked at.
+"""
+
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from kvorum import limits
+from kvorum.errors import Compacted
+from kvorum_node.machine import Machine, Transition, records
+from kvorum_node.storage.layout import EventKind
+from kvorum_node.watches.cache import Cache
+from kvorum_node.watches.selection import CHANGE_KINDS
+from kvorum_node.watches.watch import Watch
+from kvorumpb.v1.command_pb2 import Record
+from kvorumpb.v1.watch_pb2 import Changes
+
+_LARGEST_CHANGE_BYTES: Final = limits.MAX_MESSAGE_BYTES - 2 * limits.MAX_BATCH_BYTES
+"""What is larger is told in two parts; the rest of a message is for what else is in it."""
+
+
+_LOOK_BYTES: Final = 100
+"""To look at an event costs about as much as to tell so many bytes."""
+
+
+class Told(NamedTuple):
+    changes: Changes | None
+    """None if there is nothing to say yet."""
+
+    size_bytes: int
+    """About; what was looked at in vain counts as well."""
+
+    is_too_large: bool = False
+    """The next change has more bytes than was allowed."""
+
+
+class _Happened(NamedTuple):
+    """An event that may be of interest, and what it is to be told with."""
+
+    ordinal: int
+    log_time_ms: int
+    kind: EventKind
+    key: bytes
+    record: Record | None
+    previous: Record | None
+    wanted: bool
+
+
+def tell(watch: Watch, machine: Machine, cache: Cache, *, large: bool) -> Told:
+    """Go on with the first revision noted at the watch.
+
+    Args:
+        large: whether a change may have more than limits.MAX_BATCH_BYTES.
+
+    Raises Compacted, and StorageError if history cannot be read.
+    """
+    revision = watch.pending[0]
+    transition = cache.get(revision)
+    if transition is not None:
+        happened = _as_cached(transition, watch)
+    elif revision <= machine.oldest_revision:
+        raise compacted(revision - 1, machine.oldest_revision)
+    else:
+        happened = _as_in_history(machine, revision, watch)
+    changes = Changes(revision=revision)
+    size, in_vain, is_too_large = 0, 0, False
+    for one in happened:
+        changes.log_time_ms = one.log_time_ms
+        watch.ordinal = one.ordinal
+        if not one.wanted:
+            in_vain += 1
+            if in_vain < limits.MAX_WATCH_SCAN_EVENTS:
+                continue
+            watch.ordinal += 1
+            break
+        more = _bytes_of(one)
+        if size and size + more > limits.MAX_WATCH_MESSAGE_BYTES:
+            break
+        is_too_large = more > limits.MAX_BATCH_BYTES and not large
+        if is_too_large:
+            break
+        size += _add(changes, one, watch)
+        if watch.continued:
+            break
+    else:
+        watch.finish()
+        return Told(changes, size)
+    changes.partial = True
+    told = changes if changes.changes else None
+    return Told(told, size + in_vain * _LOOK_BYTES, is_too_large)
+
+
+def compacted(revision: int, oldest: int) -> Compacted:
+    """The watch cannot go on after the revision."""
+    return Compacted(
+        f"changes after revision {revision} are not kept any more; the oldest revision is"
+        f" {oldest}: read what there is, and watch from there",
+        revision=revision,
+        oldest_revision=oldest,
+    )
+
+
+def _as_cached(transition: Transition, watch: Watch) -> Iterator[_Happened]:
+    events = transition.events
+    for ordinal in range(watch.ordinal, len(events)):
+        event = events[ordinal]
+        yield _Happened(
+            ordinal,
+            transition.log_time_ms,
+            event.kind,
+            event.key,
+            event.record,
+            event.previous if watch.previous else None,
+            watch.wants(event.kind, event.key),
+        )
+
+
+def _as_in_history(machine: Machine, revision: int, watch: Watch) -> Iterator[_Happened]:
+    """Values are fetched one by one, when their turn has come."""
+    history = machine.read_history()
+    for event in history.events(revision, watch.ordinal):
+        if event.revision != revision:
+            return
+        record = previous = None
+        wanted = watch.wants(event.kind, event.key)
+        if wanted:
+            if event.kind in (EventKind.PUT, EventKind.PUT_AFTER_EXPIRE):
+                record = history.put_at(event.key, revision)
+            if watch.previous and event.kind is not EventKind.PUT_AFTER_EXPIRE:
+                previous = history.before(event.key, revision)
+        yield _Happened(
+            event.ordinal, event.log_time_ms, event.kind, event.key, record, previous, wanted
+        )
+
+
+def _bytes_of(one: _Happened) -> int:
+    size = len(one.key)
+    for record in (one.record, one.previous):
+        if record is not None:
+            size += len(one.key) + record.ByteSize()
+    return size
+
+
+def _add(changes: Changes, one: _Happened, watch: Watch) -> int:
+    """Add the change, or the part of it that is due; returns its bytes."""
+    change = changes.changes.add(kind=CHANGE_KINDS[one.kind], key=one.key)
+    if watch.continued:
+        change.continued, watch.continued = True, False
+        if one.previous is not None:
+            _fill(change.previous, one.key, one.previous, watch)
+        return change.ByteSize()
+    if one.record is not None:
+        _fill(change.record, one.key, one.record, watch)
+    if one.previous is not None:
+        if not watch.keys_only and _bytes_of(one) > _LARGEST_CHANGE_BYTES:
+            watch.continued = True
+        else:
+            _fill(change.previous, one.key, one.previous, watch)
+    return change.ByteSize()
+
+
+def _fill(told: Record, key: bytes, record: Record, watch: Watch) -> None:
+    told.CopyFrom(records.without_value(record) if watch.keys_only else record)
+    told.key = key
