@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from kvorum.opening import open, open_sync  # noqa: A004 - kvorum.open is meant to read like open
     from kvorum.sync import SyncKV
     from kvorum.transaction import Attempts, SyncAttempts, SyncTransaction, Transaction
+    from kvorum.watching import Change, Changes, SyncWatch, Watch
 
     __version__: str
 
@@ -73,6 +74,8 @@ __all__ = [
     "Atomic",
     "AtomicResult",
     "Attempts",
+    "Change",
+    "Changes",
     "ClientForgotten",
     "Closed",
     "Compacted",
@@ -118,10 +121,12 @@ __all__ = [
     "SyncAttempts",
     "SyncKV",
     "SyncTransaction",
+    "SyncWatch",
     "TooStale",
     "Transaction",
     "Unavailable",
     "UniqueViolation",
+    "Watch",
     "__version__",
     "errors",
     "limits",
@@ -133,6 +138,8 @@ _HOMES = {
     "Atomic": "kvorum.atomic",
     "AtomicResult": "kvorum.atomic",
     "Attempts": "kvorum.transaction",
+    "Change": "kvorum.watching",
+    "Changes": "kvorum.watching",
     "Entry": "kvorum.entry",
     "IndexEntry": "kvorum.entry",
     "KV": "kvorum.kv",
@@ -146,6 +153,8 @@ _HOMES = {
     "SyncKV": "kvorum.sync",
     "SyncTransaction": "kvorum.transaction",
     "Transaction": "kvorum.transaction",
+    "SyncWatch": "kvorum.watching",
+    "Watch": "kvorum.watching",
     "open": "kvorum.opening",
     "open_sync": "kvorum.opening",
 }

@@ -6,9 +6,10 @@ The parameters are objects: a caller without a type checker may give anything.
 import math
 
 from kvorum import limits
-from kvorum.codecs import Key, encode_bound
+from kvorum.codecs import Key, encode_bound, encode_key
 from kvorum.errors import InvalidArgument, LimitExceeded
 from kvorumpb.v1.kv_pb2 import ListRequest
+from kvorumpb.v1.watch_pb2 import BeginWatch
 
 
 def check_timeout(seconds: object) -> float:
@@ -102,3 +103,23 @@ def select(
         raise InvalidArgument(
             f"the range is empty: its end {end!r} is not after its start {start!r}"
         )
+
+
+def select_watched(
+    begin: BeginWatch, prefix: Key, key: Key | None, start: Key | None, end: Key | None
+) -> None:
+    """Write what to watch into the request: a key, a prefix, or a range."""
+    is_range = start is not None or end is not None
+    if (key is not None) + is_range + bool(prefix) > 1:
+        raise InvalidArgument("a watch has a prefix, or a key, or a start and an end: give one")
+    if key is not None:
+        begin.key = encode_key(key)
+    elif not is_range:
+        begin.prefix = encode_bound(prefix)
+    else:
+        begin.range.start = b"" if start is None else encode_bound(start)
+        begin.range.end = b"" if end is None else encode_bound(end)
+        if end is not None and begin.range.end <= begin.range.start:
+            raise InvalidArgument(
+                f"the range is empty: its end {end!r} is not after its start {start!r}"
+            )

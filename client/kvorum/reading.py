@@ -1,4 +1,4 @@
-"""The part of a store that reads: get, list, scan and ttl."""
+"""The part of a store that reads: get, list, scan, ttl and watch."""
 
 # ruff: noqa: A001 - `type` and `timeout` are the words of the public API
 
@@ -7,12 +7,21 @@ from collections.abc import AsyncIterator
 from typing import Any, Literal, overload
 
 from kvorum import limits
-from kvorum.arguments import check_limit, check_past_revision, check_timeout, select
+from kvorum.arguments import (
+    check_limit,
+    check_past_revision,
+    check_revision,
+    check_timeout,
+    select,
+    select_watched,
+)
 from kvorum.backends import Backend
 from kvorum.codecs import Key, ValueType, check_type, decode_entry, decode_page, encode_key
 from kvorum.durations import to_seconds
 from kvorum.entry import Entry, Page
+from kvorum.watching import Watch
 from kvorumpb.v1.kv_pb2 import Call
+from kvorumpb.v1.watch_pb2 import BeginWatch
 
 
 class Reader:
@@ -343,6 +352,96 @@ class Reader:
             return 0.0
         expire_time_ms = page.records[0].expire_time_ms
         return to_seconds(expire_time_ms - page.log_time_ms) if expire_time_ms else None
+
+    @overload
+    def watch(
+        self,
+        prefix: Key = "",
+        *,
+        key: Key | None = None,
+        start: Key | None = None,
+        end: Key | None = None,
+        since: int | None = None,
+        previous: bool = False,
+        puts: bool = True,
+        deletes: bool = True,
+        expiries: bool = True,
+        keys_only: bool = False,
+        type: Literal["text"],
+    ) -> Watch[str]: ...
+
+    @overload
+    def watch(
+        self,
+        prefix: Key = "",
+        *,
+        key: Key | None = None,
+        start: Key | None = None,
+        end: Key | None = None,
+        since: int | None = None,
+        previous: bool = False,
+        puts: bool = True,
+        deletes: bool = True,
+        expiries: bool = True,
+        keys_only: bool = False,
+        type: Literal["bytes"],
+    ) -> Watch[bytes]: ...
+
+    @overload
+    def watch(
+        self,
+        prefix: Key = "",
+        *,
+        key: Key | None = None,
+        start: Key | None = None,
+        end: Key | None = None,
+        since: int | None = None,
+        previous: bool = False,
+        puts: bool = True,
+        deletes: bool = True,
+        expiries: bool = True,
+        keys_only: bool = False,
+        type: ValueType | None = None,
+    ) -> Watch[Any]: ...
+
+    def watch(
+        self,
+        prefix: Key = "",
+        *,
+        key: Key | None = None,
+        start: Key | None = None,
+        end: Key | None = None,
+        since: int | None = None,
+        previous: bool = False,
+        puts: bool = True,
+        deletes: bool = True,
+        expiries: bool = True,
+        keys_only: bool = False,
+        type: ValueType | None = None,
+    ) -> Watch[Any]:
+        """Watch the keys that begin with `prefix`, or else one key, or those of a range.
+
+            async with kv.watch("user:") as watch:
+                async for change in watch: ...
+
+        Tells of every change after the revision `since`, or after the one that the store
+        has when the watch begins: in order, each once, whatever becomes of nodes and
+        connections. `previous`: have what was there before, too. `puts`, `deletes` and
+        `expiries`: of what to tell. `keys_only`: without values.
+        """
+        begin = BeginWatch(
+            watch_id=1,
+            after_revision=None if since is None else check_revision(since),
+            previous=previous,
+            no_puts=not puts,
+            no_deletes=not deletes,
+            no_expiries=not expiries,
+            keys_only=keys_only,
+        )
+        select_watched(begin, prefix, key, start, end)
+        type = self._as(type)
+        feed = self._backend.watch(begin, timeout_seconds=self._timeout)
+        return Watch(feed, type=type, keys_only=keys_only, since=since)
 
     def _as(self, type: ValueType | None) -> ValueType:
         return self._type if type is None else check_type(type)

@@ -4,10 +4,8 @@ One event loop runs in one thread of its own, and carries out the calls of all
 threads, so that they share one connection and its batches.
 """
 
-import asyncio
-import os
 import threading
-from collections.abc import Awaitable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
@@ -17,74 +15,13 @@ from kvorum.atomic import SyncAtomic
 from kvorum.codecs import Key, ValueType
 from kvorum.durations import Duration
 from kvorum.entry import Entry, IndexEntry, Page
-from kvorum.errors import Closed
 from kvorum.kv import KV
+from kvorum.loop_thread import LoopThread
 from kvorum.model import RateLimit, RateLimitResult, Sum
 from kvorum.transaction import SyncAttempts
+from kvorum.watching import SyncWatch
 
 T = TypeVar("T")
-
-
-class LoopThread:
-    """An event loop in a daemon thread, and the way into it from other threads."""
-
-    def __init__(self) -> None:
-        self._pid = os.getpid()
-        self._loop = asyncio.new_event_loop()
-        self._stopping = asyncio.Event()
-        self._lock = threading.Lock()
-        self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="kvorum", daemon=True)
-        self._thread.start()
-
-    @property
-    def is_here(self) -> bool:
-        """False in a child process: a fork copies the object, but not the thread."""
-        return os.getpid() == self._pid
-
-    def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run the coroutine in the loop; return or raise what it does.
-
-        If the calling thread is interrupted, the coroutine is cancelled.
-        """
-        future = self.submit(coroutine)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def stop(self) -> None:
-        """End the loop when what was submitted has ended, and join its thread."""
-        with self._lock:
-            self._stopped = True
-        self._loop.call_soon_threadsafe(self._stopping.set)
-        self._thread.join()
-
-    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Begin to run the coroutine in the loop. Raises `Closed` after a stop or a fork."""
-        # The order matters: after a fork, the lock may be held by a thread that is not there.
-        if not self.is_here:
-            coroutine.close()
-            raise Closed(
-                f"the store was opened in process {self._pid} and does not survive a fork: "
-                "open another one in this process"
-            )
-        with self._lock:
-            if not self._stopped:
-                return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        coroutine.close()
-        raise Closed("the store is closed")
-
-    def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._serve())
-
-    async def _serve(self) -> None:
-        await self._stopping.wait()
-        # What was submitted just before the stop ends by itself: the store is closed.
-        while others := asyncio.all_tasks() - {asyncio.current_task()}:
-            await asyncio.wait(others)
 
 
 class SyncKV:
@@ -457,6 +394,88 @@ class SyncKV:
         finally:
             following.cancel()
         yield from page.entries
+
+    @overload
+    def watch(
+        self,
+        prefix: Key = "",
+        *,
+        key: Key | None = None,
+        start: Key | None = None,
+        end: Key | None = None,
+        since: int | None = None,
+        previous: bool = False,
+        puts: bool = True,
+        deletes: bool = True,
+        expiries: bool = True,
+        keys_only: bool = False,
+        type: Literal["text"],
+    ) -> SyncWatch[str]: ...
+
+    @overload
+    def watch(
+        self,
+        prefix: Key = "",
+        *,
+        key: Key | None = None,
+        start: Key | None = None,
+        end: Key | None = None,
+        since: int | None = None,
+        previous: bool = False,
+        puts: bool = True,
+        deletes: bool = True,
+        expiries: bool = True,
+        keys_only: bool = False,
+        type: Literal["bytes"],
+    ) -> SyncWatch[bytes]: ...
+
+    @overload
+    def watch(
+        self,
+        prefix: Key = "",
+        *,
+        key: Key | None = None,
+        start: Key | None = None,
+        end: Key | None = None,
+        since: int | None = None,
+        previous: bool = False,
+        puts: bool = True,
+        deletes: bool = True,
+        expiries: bool = True,
+        keys_only: bool = False,
+        type: ValueType | None = None,
+    ) -> SyncWatch[Any]: ...
+
+    def watch(
+        self,
+        prefix: Key = "",
+        *,
+        key: Key | None = None,
+        start: Key | None = None,
+        end: Key | None = None,
+        since: int | None = None,
+        previous: bool = False,
+        puts: bool = True,
+        deletes: bool = True,
+        expiries: bool = True,
+        keys_only: bool = False,
+        type: ValueType | None = None,
+    ) -> SyncWatch[Any]:
+        """Like `KV.watch`."""
+        watch = self._kv.watch(
+            prefix,
+            key=key,
+            start=start,
+            end=end,
+            since=since,
+            previous=previous,
+            puts=puts,
+            deletes=deletes,
+            expiries=expiries,
+            keys_only=keys_only,
+            type=type,
+        )
+        return SyncWatch(watch, self._thread.call)
 
     def add(
         self,

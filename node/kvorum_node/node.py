@@ -453,9 +453,12 @@ class Node:
 
         One whose disk hangs does not count time, and would take a leader for alive for ever.
         """
+        raft = self.group.raft
+        if raft.configuration.all_voters == {self.id}:
+            return raft.leader == self.id  # nobody else could lead meanwhile
         silence = asyncio.get_running_loop().time() - self.group.ticked_at
         is_counting = silence < self._timing.election_timeout_seconds
-        return is_counting and self.group.raft.leader is not None
+        return is_counting and raft.leader is not None
 
     def _unreachable(self, node: NodeId) -> None:
         self.driver.unreachable(node)

@@ -28,7 +28,7 @@ from kvorum import (
     SyncTransaction,
     Transaction,
 )
-from kvorum.sync import LoopThread
+from kvorum.loop_thread import LoopThread
 from tests.client.conftest import Nodes, target_of
 from tests.support.eventually import eventually
 

@@ -102,19 +102,21 @@ class FakeNode:
             ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
         )
         server = grpc.aio.server(options=options)
+        server.add_generic_rpc_handlers(self.handlers())
+        port = server.add_insecure_port(self.address or "127.0.0.1:0")
+        self.address = f"127.0.0.1:{port}"
+        await server.start()
+        self._server = server
+
+    def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
+        """The services of the node."""
         handler: grpc.RpcMethodHandler[SessionRequest, SessionResponse]
         handler = grpc.stream_stream_rpc_method_handler(
             self._session,
             request_deserializer=SessionRequest.FromString,
             response_serializer=SessionResponse.SerializeToString,
         )
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler("kvorumpb.v1.KV", {"Session": handler}),)
-        )
-        port = server.add_insecure_port(self.address or "127.0.0.1:0")
-        self.address = f"127.0.0.1:{port}"
-        await server.start()
-        self._server = server
+        return (grpc.method_handlers_generic_handler("kvorumpb.v1.KV", {"Session": handler}),)
 
     async def stop(self) -> None:
         """Go down at once, like a killed process: streams break, connections are refused."""

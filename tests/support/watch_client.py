@@ -3,6 +3,7 @@
 import asyncio
 from collections import defaultdict
 from dataclasses import dataclass, field
+from typing import Any
 
 from google.rpc.error_details_pb2 import ErrorInfo
 
@@ -87,8 +88,8 @@ class Client:
         self.responses: list[WatchResponse] = []
         self.keep_responses = False
 
-    async def begin(self, watch_id: int = 1, **fields: object) -> None:
-        begin = BeginWatch(watch_id=watch_id, **fields)  # type: ignore[arg-type]  # of its fields
+    async def begin(self, watch_id: int = 1, /, **fields: Any) -> None:
+        begin = BeginWatch(watch_id=watch_id, **fields)
         await self.stream.take(WatchRequest(begin=begin))
 
     async def end(self, watch_id: int = 1) -> None:

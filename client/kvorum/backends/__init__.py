@@ -6,6 +6,8 @@
     window.py      the numbers of writes, by which the store applies each of them once
     embedded.py    a store in this process
     pending.py     a call until it is answered, and its deadline
+    watching.py    a watch, wherever in the cluster it is served
+    feeds.py       what a watch is told, put together; a watch in this process
 
 The two speak the same messages and run the same state machine; nothing above
 this seam knows which one it has.
@@ -14,6 +16,26 @@ this seam knows which one it has.
 from typing import Protocol
 
 from kvorumpb.v1.kv_pb2 import Call, Reply
+from kvorumpb.v1.watch_pb2 import BeginWatch, Changes, Progress
+
+
+class Feed(Protocol):
+    """What one watch is told: each revision once, whole, and in order.
+
+    Once it has failed, it fails for ever. A caller that is cancelled misses nothing.
+    """
+
+    async def begin(self) -> int:
+        """Begin, if it has not begun; returns the revision after which all is told."""
+        ...
+
+    async def next(self) -> Changes | Progress:
+        """Wait for the next revision, or for the word that nothing has changed through one."""
+        ...
+
+    async def close(self) -> None:
+        """End it: whoever waits fails with `Closed`. May be repeated."""
+        ...
 
 
 class Backend(Protocol):
@@ -28,6 +50,15 @@ class Backend(Protocol):
         """
         ...
 
+    def watch(self, begin: BeginWatch, *, timeout_seconds: float) -> Feed:
+        """Prepare a watch, which has so long to begin. Without `after_revision`, it begins
+        at the revision that the store has then.
+        """
+        ...
+
     async def close(self) -> None:
-        """Fail the calls under way with `Closed`, and release everything. May be repeated."""
+        """Fail calls and watches under way with `Closed`, and release everything.
+
+        May be repeated.
+        """
         ...

@@ -34,6 +34,7 @@ import grpc.aio
 from kvorum.backends.leadership import LeaderView
 from kvorum.backends.pending import Deadlines, PendingCall, Registration
 from kvorum.backends.session import Session
+from kvorum.backends.watching import ClusterFeed, ClusterWatches
 from kvorum.backends.window import Window
 from kvorum.channels import connect
 from kvorum.errors import (
@@ -50,6 +51,7 @@ from kvorum.errors import (
 )
 from kvorum.status import from_status, retry_delay_seconds
 from kvorumpb.v1.kv_pb2 import Call, Leadership, Reply
+from kvorumpb.v1.watch_pb2 import BeginWatch
 
 PACE_SECONDS: Final = 0.05
 """How often an unreachable node, or one that does not lead, is tried again."""
@@ -126,6 +128,7 @@ class ClusterBackend:
         """When the last stream that has ended was last heard from."""
         self._last_failure: Exception | None = None
         self._closed = False
+        self._watches = ClusterWatches(lambda: self._nodes, self.call)
         self._steer()
 
     async def call(self, call: Call, *, timeout_seconds: float) -> Reply:
@@ -147,8 +150,12 @@ class ClusterBackend:
             if self._unnumbered and not self._closed:
                 self._number_waiting()
 
+    def watch(self, begin: BeginWatch, *, timeout_seconds: float) -> ClusterFeed:
+        return self._watches.open(begin, timeout_seconds)
+
     async def close(self) -> None:
         self._closed = True
+        await self._watches.close()
         for timer in (self._pace, self._stagger):
             if timer is not None:
                 timer.cancel()

@@ -11,10 +11,12 @@ from itertools import count, islice
 from typing import TYPE_CHECKING, Self
 
 from kvorum import limits
+from kvorum.backends.feeds import EmbeddedFeed
 from kvorum.backends.pending import Deadlines, PendingCall
 from kvorum.errors import Closed, OutcomeUnknown, StorageError
 from kvorum.status import from_status
 from kvorumpb.v1.kv_pb2 import Call, Reply
+from kvorumpb.v1.watch_pb2 import BeginWatch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +38,7 @@ class EmbeddedBackend:
         self._wake = asyncio.Event()
         self._counts: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._feeds: set[EmbeddedFeed] = set()
         self._runner = loop.create_task(self._run(), name="kvorum embedded")
 
     @classmethod
@@ -65,9 +68,18 @@ class EmbeddedBackend:
             self._deadlines.discard(pending)
             pending.move(None)
 
+    def watch(self, begin: BeginWatch, *, timeout_seconds: float) -> EmbeddedFeed:
+        if self._closed:
+            raise Closed("the store is closed")
+        feed = EmbeddedFeed(self._node.open_watches(), begin, self._feeds.discard)
+        self._feeds.add(feed)
+        return feed
+
     async def close(self) -> None:
         first = not self._closed
         self._closed = True
+        for feed in tuple(self._feeds):
+            feed.end(Closed("the store was closed"))
         self._wake.set()
         for pending in (*self._waiting.values(), *self._running.values()):
             pending.fail(Closed("the store was closed", maybe_applied=pending.maybe_applied))

@@ -10,7 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from kvorum import limits
-from kvorum.errors import FutureRevision, KvorumError, Overloaded, ShuttingDown, StorageError
+from kvorum.errors import (
+    FutureRevision,
+    KvorumError,
+    NoLeader,
+    Overloaded,
+    ShuttingDown,
+    StorageError,
+)
 from kvorum.status import to_status
 from kvorum_node.machine import Machine, Transition
 from kvorum_node.watches.cache import Cache
@@ -124,8 +131,10 @@ class WatchHub:
     def begin(self, begin: BeginWatch, stream: WatchStream) -> Watch:
         """Begin a watch, whose request has been validated.
 
-        Raises Compacted, Overloaded.
+        Raises Compacted, NoLeader, Overloaded.
         """
+        if not self.vouches():
+            raise NoLeader("this node hears no leader, and may be behind: watch at another one")
         if len(self._watches) >= self._max_watches:
             raise Overloaded(
                 f"this node has {len(self._watches):,} watches, as many as it may: another one"

@@ -6,7 +6,8 @@ Changes as they happen.
 A watch tells of every change to its keys after a revision: in the order of the
 revisions, each once, none left out, and the changes of one revision together. Any
 node serves watches, from its own state: it may be behind the leader, and goes
-silent when it has lost it, without progress marks.
+silent when it has lost it, without progress marks. A watch does not begin at a node
+that hears no leader: NO_LEADER.
 
 A watcher that does not read costs the node next to nothing: what it has missed is
 read from history when it goes on. If that is gone by then, the watch ends with

@@ -1,0 +1,533 @@
+"""Watches through the public interface: in this process, for threads, and over scripted nodes."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kvorum
+from kvorum import (
+    KV,
+    Change,
+    Closed,
+    Compacted,
+    DecodeError,
+    FutureRevision,
+    InvalidArgument,
+    LimitExceeded,
+    NoNodeReachable,
+    ShuttingDown,
+    Watch,
+    limits,
+)
+from kvorumpb.v1.kv_pb2 import Call, Reply
+from kvorumpb.v1.watch_pb2 import BeginWatch
+from kvorumpb.v1.watch_pb2 import Change as WireChange
+from tests.client.conftest import backend_of
+from tests.support.eventually import DEADLINE_SECONDS, eventually
+from tests.support.fake_server import succeed
+from tests.support.fake_watches import (
+    WatchingNode,
+    as_asked,
+    begun,
+    changes,
+    progress,
+)
+
+Nodes = tuple[WatchingNode, WatchingNode]
+
+
+async def soon(awaitable: Any) -> Any:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        return await awaitable
+
+
+async def take(watch: Watch[Any], count: int) -> list[Change[Any]]:
+    return [await soon(anext(watch)) for _ in range(count)]
+
+
+def told(some: list[Change[Any]]) -> list[tuple[int, str, str, Any]]:
+    return [(one.revision, one.kind, one.key, one.entry and one.entry.value) for one in some]
+
+
+# In this process.
+
+
+@pytest.fixture(params=["memory", "directory"])
+async def kv(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[KV]:
+    target = "memory:" if request.param == "memory" else tmp_path / "data"
+    async with kvorum.open(target) as store:
+        yield store
+
+
+async def test_changes_as_they_happen(kv: KV) -> None:
+    await kv.put("user:1", "before")
+    async with kv.watch("user:", previous=True) as watch:
+        assert watch.revision == 1
+        await kv.put("user:1", {"name": "alice"})
+        await kv.put("other", 1)
+        await kv.delete("user:1")
+        first, second = await take(watch, 2)
+    entry = kvorum.Entry("user:1", {"name": "alice"}, 2, 1, 2)
+    before = kvorum.Entry("user:1", "before", 1, 1, 1)
+    assert first == Change("put", "user:1", first.entry, first.previous, 2, first.at)
+    assert (first.entry, first.previous) == (entry, before)
+    assert (second.kind, second.entry, second.previous, second.revision) == (
+        "delete",
+        None,
+        entry,
+        4,
+    )
+    assert 0 < first.at <= second.at
+    assert watch.revision == 4
+
+
+async def test_the_changes_of_a_transaction_come_together(kv: KV) -> None:
+    async with kv.watch() as watch:
+        await kv.atomic().put("a", 1).put("b", 2).commit()
+        await kv.put("c", 3)
+        revisions = watch.revisions()
+        one, two = await soon(anext(revisions)), await soon(anext(revisions))
+    assert [change.key for change in one] == ["a", "b"]
+    assert (one.revision, two.revision, len(two)) == (1, 2, 1)
+    assert one.at == one.changes[0].at
+
+
+async def test_the_revision_moves_when_all_of_it_was_taken(kv: KV) -> None:
+    async with kv.watch() as watch:
+        await kv.atomic().put("a", 1).put("b", 2).commit()
+        await take(watch, 1)
+        assert watch.revision == 0
+        # The rest of it, for who changes the way of asking.
+        assert [one.key for one in await soon(anext(watch.revisions()))] == ["b"]
+        assert watch.revision == 1
+
+
+async def test_since(kv: KV) -> None:
+    for number in range(5):
+        await kv.put("a", number)
+    async with kv.watch(since=2) as watch:
+        assert await watch.begin() == 2
+        assert told(await take(watch, 3)) == [
+            (3, "put", "a", 2),
+            (4, "put", "a", 3),
+            (5, "put", "a", 4),
+        ]
+
+
+@pytest.mark.parametrize(
+    ("options", "keys"),
+    [
+        ({}, ["a", "b:1", "b:2", "c"]),
+        ({"prefix": "b:"}, ["b:1", "b:2"]),
+        ({"key": "c"}, ["c"]),
+        ({"key": b"c"}, ["c"]),
+        ({"start": "b:2"}, ["b:2", "c"]),
+        ({"end": "b:2"}, ["a", "b:1"]),
+        ({"start": "b", "end": "c"}, ["b:1", "b:2"]),
+        ({"deletes": False, "expiries": False}, ["a", "b:1", "b:2", "c"]),
+    ],
+)
+async def test_what_to_watch(kv: KV, options: dict[str, Any], keys: list[str]) -> None:
+    await asyncio.gather(*(kv.put(key, 1) for key in ("a", "b:1", "b:2", "c")))
+    async with kv.watch(since=0, **options) as watch:
+        assert sorted(one.key for one in await take(watch, len(keys))) == keys
+
+
+async def test_puts_may_be_left_out(kv: KV) -> None:
+    async with kv.watch(puts=False) as watch:
+        await kv.put("a", 1)
+        await kv.delete("a")
+        assert told(await take(watch, 1)) == [(2, "delete", "a", None)]
+
+
+async def test_without_values(kv: KV) -> None:
+    async with kv.watch(keys_only=True, previous=True) as watch:
+        await kv.put("a", b"\xff", type="bytes")
+        await kv.delete("a")
+        put, deleted = await take(watch, 2)
+    assert put.entry == kvorum.Entry("a", None, 1, 1, 1)
+    assert deleted.previous == put.entry
+
+
+async def test_types(kv: KV) -> None:
+    await kv.put("a", "ü", type="text")
+    async with kv.watch(since=0, type="bytes") as watch:
+        [change] = await take(watch, 1)
+    assert change.entry is not None
+    assert change.entry.value == "ü".encode()
+
+
+async def test_a_value_of_another_type_is_told_by_its_key_and_passed(kv: KV) -> None:
+    await kv.put("a", b"\xff", type="bytes")
+    await kv.put("b", 1)
+    async with kv.watch(since=0) as watch:
+        with pytest.raises(DecodeError, match="'a'"):
+            await take(watch, 1)
+        assert watch.revision == 1
+        assert [one.key for one in await take(watch, 1)] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"prefix": "a", "key": "b"}, InvalidArgument),
+        ({"prefix": "a", "start": "b"}, InvalidArgument),
+        ({"key": "a", "end": "b"}, InvalidArgument),
+        ({"key": ""}, InvalidArgument),
+        ({"key": "k" * (limits.MAX_KEY_BYTES + 1)}, LimitExceeded),
+        ({"prefix": "k" * (limits.MAX_KEY_BYTES + 1)}, LimitExceeded),
+        ({"start": "b", "end": "b"}, InvalidArgument),
+        ({"since": -1}, InvalidArgument),
+        ({"since": "1"}, InvalidArgument),
+        ({"since": 1 << 63}, InvalidArgument),
+        ({"type": "xml"}, InvalidArgument),
+        ({"puts": False, "deletes": False, "expiries": False}, InvalidArgument),
+    ],
+)
+async def test_wrong_watches(kv: KV, options: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        await kv.watch(**options).begin()
+
+
+async def test_a_revision_that_is_not_there(kv: KV) -> None:
+    with pytest.raises(FutureRevision):
+        await kv.watch(since=1).begin()
+
+
+async def test_a_large_value(kv: KV) -> None:
+    value = bytes(limits.MAX_VALUE_BYTES)
+    async with kv.watch(type="bytes", previous=True) as watch:
+        await kv.put("a", value, type="bytes")
+        await kv.put("a", value, type="bytes")
+        _, second = await take(watch, 2)
+    assert second.entry is not None
+    assert second.previous is not None
+    assert (len(second.entry.value), len(second.previous.value)) == (len(value), len(value))
+
+
+async def test_who_was_cancelled_goes_on(kv: KV) -> None:
+    watch = kv.watch()
+    await watch.begin()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(anext(watch), 0.01)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(anext(watch.revisions()), 0.01)
+    await kv.put("a", 1)
+    assert told(await take(watch, 1)) == [(1, "put", "a", 1)]
+
+
+async def test_closing(kv: KV) -> None:
+    watch, other = kv.watch(), kv.watch()
+    await watch.begin()
+    await other.begin()
+    waiting = [asyncio.ensure_future(anext(one)) for one in (watch, other)]
+    await asyncio.sleep(0)
+    await watch.close()
+    await watch.close()
+    with pytest.raises(Closed, match="the watch was closed"):
+        await soon(waiting[0])
+    await kv.close()
+    with pytest.raises(Closed, match="the store was closed"):
+        await soon(waiting[1])
+    with pytest.raises(Closed):
+        await soon(anext(other))
+    with pytest.raises(Closed):
+        kv.watch()
+
+
+# For threads.
+
+
+def test_threads_watch() -> None:
+    with kvorum.open_sync("memory:") as kv, kv.watch("a", previous=True) as watch:
+        kv.put("a", 1)
+        kv.put("b", 1)
+        kv.delete("a")
+        assert told([next(watch), next(watch)]) == [(1, "put", "a", 1), (3, "delete", "a", None)]
+        assert watch.revision == 3
+        again = kv.watch(since=1)
+        assert again.begin() == 1
+        assert [one.revision for one, _ in zip(again.revisions(), range(2), strict=False)] == [2, 3]
+        again.close()
+        with pytest.raises(Closed):
+            next(iter(again))
+
+
+def test_a_thread_that_waits_learns_of_the_end() -> None:
+    kv = kvorum.open_sync("memory:")
+    watch = kv.watch()
+    watch.begin()
+    caught: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            next(watch)
+        except Closed as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    kv.close()
+    thread.join(DEADLINE_SECONDS)
+    assert len(caught) == 1
+
+
+# Over scripted nodes.
+
+
+@pytest.fixture
+async def nodes() -> AsyncIterator[Nodes]:
+    """n1 leads term 1 and answers reads with revision 10."""
+    async with WatchingNode("n1") as n1, WatchingNode("n2") as n2:
+        for node in (n1, n2):
+            node.follow(n1, term=1)
+            node.script = at_revision_10
+        yield n1, n2
+
+
+def at_revision_10(call: Call) -> Reply:
+    reply = succeed(call)
+    assert isinstance(reply, Reply)
+    reply.get.revision = 10
+    return reply
+
+
+@pytest.fixture
+async def cluster(nodes: Nodes) -> AsyncIterator[KV]:
+    before = asyncio.all_tasks()
+    n1, n2 = nodes
+    store = await kvorum.open(f"kvorum://{n1.address},{n2.address}", timeout=DEADLINE_SECONDS)
+    yield store
+    await store.close()
+    left = {task for task in asyncio.all_tasks() - before if task.get_name().startswith("kvorum")}
+    assert left == set()
+
+
+async def serving(nodes: Nodes) -> tuple[WatchingNode, WatchingNode]:
+    """The one that serves the watch, and the other one."""
+    await eventually(lambda: any(node.open_watches for node in nodes))
+    n1, n2 = nodes
+    return (n1, n2) if n1.open_watches else (n2, n1)
+
+
+async def test_a_watch_begins_at_the_revision_of_the_leader(nodes: Nodes, cluster: KV) -> None:
+    async with cluster.watch("a") as watch:
+        here, there = await serving(nodes)
+        assert watch.revision == 10
+        assert [begin.after_revision for begin in here.begins] == [10]
+        assert here.begins[0].prefix == b"a"
+        assert there.begins == []
+
+
+@pytest.mark.parametrize("end", ["broken", "shutting down", "killed"])
+async def test_it_goes_on_at_another_node_after_the_last_whole_revision(
+    nodes: Nodes, cluster: KV, end: str
+) -> None:
+    async with cluster.watch(since=5) as watch:
+        here, there = await serving(nodes)
+        here.tell(changes(6, b"a"))
+        here.tell(changes(8, b"a", partial=True), changes(8, b"b", partial=True))
+        assert told(await take(watch, 1)) == [(6, "put", "a", 1)]
+        if end == "broken":
+            here.break_watches()
+        elif end == "shutting down":
+            here.tell(ShuttingDown("n1 is shutting down"))
+        else:
+            await here.stop()
+        await eventually(lambda: there.begins)
+        assert [begin.after_revision for begin in there.begins] == [6]
+        there.tell(changes(8, b"a", partial=True), changes(8, b"b"), changes(9, b"c"))
+        assert [one.key for one in await soon(anext(watch.revisions()))] == ["a", "b"]
+        assert told(await take(watch, 1)) == [(9, "put", "c", 1)]
+
+
+async def test_it_goes_on_from_where_progress_has_come(nodes: Nodes, cluster: KV) -> None:
+    async with cluster.watch(since=5) as watch:
+        here, there = await serving(nodes)
+        waiting = asyncio.ensure_future(anext(watch))
+        here.tell(progress(7))
+        await eventually(lambda: watch.revision == 7)
+        here.break_watches()
+        await eventually(lambda: there.begins)
+        assert [begin.after_revision for begin in there.begins] == [7]
+        there.tell(changes(8, b"a"))
+        assert (await soon(waiting)).revision == 8
+
+
+async def test_a_silent_node_is_left(
+    nodes: Nodes, cluster: KV, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "DEFAULT_PROGRESS_INTERVAL_MS", 20)
+    async with cluster.watch(since=5) as watch:
+        here, there = await serving(nodes)
+        here.tell(changes(6, b"a"))
+        await take(watch, 1)
+        waiting = asyncio.ensure_future(anext(watch))
+        await eventually(lambda: there.begins)
+        assert there.begins[0].after_revision == 6
+        await eventually(lambda: not here.open_watches)
+        while not waiting.done():  # it may have been silent for too long, too
+            there.tell(changes(7, b"a"))
+            here.tell(changes(7, b"a"))
+            await asyncio.sleep(0.005)
+        assert (await soon(waiting)).revision == 7
+
+
+async def test_a_caller_that_takes_nothing_is_no_silence(
+    nodes: Nodes, cluster: KV, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is more than one message read for it."""
+    async with cluster.watch(since=5) as watch:
+        here, there = await serving(nodes)
+        feed: Any = watch._feed
+        feed._patience_seconds = 0.05
+        for number in range(6, 100):
+            here.tell(changes(number, b"a", value=b"1" * 100))
+        await eventually(lambda: feed._heard)
+        await asyncio.sleep(0.2)  # four times its patience: nothing may happen
+        assert (len(feed._heard), here.open_watches, there.begins) == (1, 1, [])
+        feed._patience_seconds = 60.0
+        assert [one.revision for one in await take(watch, 94)] == [*range(6, 100)]
+
+
+async def test_a_node_that_is_behind_is_left(nodes: Nodes, cluster: KV) -> None:
+    """It says that the revision is not there yet; who has heard of it knows better."""
+    n1, n2 = nodes
+    asked: list[str] = []
+
+    def behind(begin: BeginWatch) -> Any:
+        asked.append("behind")
+        if len(asked) == 1:
+            return [FutureRevision("behind", revision=10, newest_revision=3)]
+        return as_asked(begin)
+
+    n1.watch_script = n2.watch_script = behind
+    assert await soon(cluster.watch().begin()) == 10
+    assert len(asked) == 2
+    asked.clear()
+    assert await soon(cluster.watch(since=9).begin()) == 9
+    assert len(asked) == 2
+
+
+async def test_a_future_revision_is_told_when_the_leader_says_so(nodes: Nodes, cluster: KV) -> None:
+    for node in nodes:
+        node.watch_script = lambda _: [FutureRevision("no", revision=11, newest_revision=10)]
+    with pytest.raises(FutureRevision):
+        await soon(cluster.watch(since=11).begin())
+
+
+async def test_what_was_compacted_is_told(nodes: Nodes, cluster: KV) -> None:
+    watch = cluster.watch(since=5)
+    await watch.begin()
+    here, there = await serving(nodes)
+    here.tell(changes(6, b"a"), Compacted("gone", revision=6, oldest_revision=8))
+    assert told(await take(watch, 1)) == [(6, "put", "a", 1)]
+    for _ in range(2):
+        with pytest.raises(Compacted) as caught:
+            await soon(anext(watch))
+    assert caught.value.oldest_revision == 8
+    assert there.begins == []
+    await eventually(lambda: not here.open_watches)
+
+
+async def test_other_errors_are_told(nodes: Nodes, cluster: KV) -> None:
+    for node in nodes:
+        node.watch_script = lambda _: [InvalidArgument("unheard of")]
+    with pytest.raises(InvalidArgument, match="unheard of"):
+        await soon(cluster.watch(since=5).begin())
+
+
+async def test_no_node_is_there() -> None:
+    async with kvorum.open("kvorum://127.0.0.1:1", timeout=0.3) as kv:
+        watch = kv.watch(since=5)
+        with pytest.raises(NoNodeReachable, match=r"127.0.0.1:1"):
+            await soon(watch.begin())
+        with pytest.raises(NoNodeReachable):
+            await soon(anext(watch))
+        with pytest.raises(NoNodeReachable):
+            await soon(kv.watch().begin())
+
+
+async def test_it_waits_for_as_long_as_no_node_is_there(nodes: Nodes, cluster: KV) -> None:
+    async with cluster.watch(since=5) as watch:
+        for node in nodes:
+            await node.stop()
+        waiting = asyncio.ensure_future(anext(watch))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        await nodes[1].start()
+        await eventually(lambda: nodes[1].open_watches)
+        nodes[1].tell(changes(6, b"a"))
+        assert (await soon(waiting)).revision == 6
+
+
+async def test_a_change_in_two_parts_is_one(nodes: Nodes, cluster: KV) -> None:
+    async with cluster.watch(since=5, previous=True) as watch:
+        here, _ = await serving(nodes)
+        first, second = changes(6, b"a", partial=True), changes(6)
+        rest = WireChange(kind=WireChange.PUT, key=b"a", continued=True)
+        rest.previous.value = b'"before"'
+        second.changes.changes.append(rest)
+        here.tell(first)
+        here.tell(second)
+        [change] = await take(watch, 1)
+    assert change.previous is not None
+    assert change.previous.value == "before"
+
+
+async def test_nothing_is_left_of_a_watch_that_was_closed(nodes: Nodes, cluster: KV) -> None:
+    watch = cluster.watch(since=5)
+    await watch.begin()
+    here, _ = await serving(nodes)
+    here.tell(changes(6, b"a"), changes(7, b"a"))
+    await take(watch, 1)
+    await watch.close()
+    await eventually(lambda: not here.open_watches)
+    assert backend_of(cluster)._watches._feeds == set()
+    with pytest.raises(Closed, match="the watch was closed"):
+        await soon(anext(watch))
+
+
+async def test_closing_the_store_ends_the_watches(nodes: Nodes, cluster: KV) -> None:
+    watch = cluster.watch(since=5)
+    waiting = asyncio.ensure_future(anext(watch))
+    here, _ = await serving(nodes)
+    await cluster.close()
+    with pytest.raises(Closed, match="the store was closed"):
+        await soon(waiting)
+    with pytest.raises(Closed):
+        cluster.watch()
+    await eventually(lambda: not here.open_watches)
+
+
+@pytest.mark.parametrize("moment", ["connecting", "beginning", "waiting", "reading ahead"])
+async def test_cancellation_loses_nothing_and_leaks_nothing(
+    nodes: Nodes, cluster: KV, moment: str
+) -> None:
+    for node in nodes:
+        node.watch_script = (lambda _: []) if moment == "beginning" else as_asked
+    watch = cluster.watch(since=5)
+    waiting = asyncio.ensure_future(anext(watch))
+    if moment == "connecting":
+        await asyncio.sleep(0)
+    else:
+        here, _ = await serving(nodes)
+    if moment == "waiting":
+        await eventually(lambda: watch.revision == 5 and here.begins)
+    if moment == "reading ahead":
+        here.tell(changes(6, b"a"), changes(7, b"b"))
+        await soon(waiting)
+        waiting = asyncio.ensure_future(anext(watch))
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    here, _ = await serving(nodes)
+    if moment == "beginning":
+        here.tell(begun(5))
+    here.tell(changes(8, b"c"))
+    expected = [7, 8] if moment == "reading ahead" else [8]
+    assert [one.revision for one in await take(watch, len(expected))] == expected
+    await watch.close()

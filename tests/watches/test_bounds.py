@@ -1,0 +1,139 @@
+"""Watches that do not read, very many of them, and very large changes."""
+
+import asyncio
+
+import pytest
+
+from kvorum import limits
+from kvorum_node.machine import Machine
+from kvorum_node.watches import WatchHub
+from kvorum_node.watches.watch import State
+from tests.support.commands import put
+from tests.support.eventually import eventually
+from tests.support.watch_client import Client
+from tests.support.watched_machine import write
+
+# Slow, many, large.
+
+
+async def test_a_watch_that_does_not_read_costs_its_numbers(
+    machine: Machine, hub: WatchHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, reading = Client(hub), Client(hub)
+    await client.begin()
+    await reading.begin()
+    count = 5 * limits.MAX_WATCH_PENDING_REVISIONS
+    for number in range(count):
+        write(machine, put(b"a", bytes(1000)))
+        await reading.read_until(number + 1)
+    [slow] = client.stream._watches.values()
+    assert len(slow.pending) == limits.MAX_WATCH_PENDING_REVISIONS
+    assert slow.state is State.FULL
+    assert len(hub._catching_up) == 0
+    heard = await client.read_until(count)
+    assert [one.revision for one in heard.revisions] == [*range(1, count + 1)]
+    await eventually(lambda: slow.state is State.LIVE)
+
+
+async def test_the_cache_is_bounded(machine: Machine, hub: WatchHub) -> None:
+    client = Client(hub)
+    await client.begin()
+    for _ in range(40):
+        write(machine, put(b"a", bytes(limits.MIB)))
+    assert hub._cache.size_bytes <= limits.MAX_WATCH_CACHE_BYTES
+    assert 5 < len(hub._cache) < 20
+    write(machine, put(b"a", bytes(20 * limits.MIB)))  # larger than all of it
+    assert 5 < len(hub._cache) < 20
+    heard = await client.read_until(41)
+    assert [len(one.changes[0].record.value) for one in heard.revisions] == [
+        *[limits.MIB] * 40,
+        20 * limits.MIB,
+    ]
+    client.stream.close()
+    assert hub._cache.size_bytes == 0
+
+
+async def test_thousands_of_watches_cost_a_write_nothing_that_do_not_want_it(
+    machine: Machine, hub: WatchHub
+) -> None:
+    client = Client(hub)
+    for number in range(3_000):
+        await client.begin(number, prefix=b"user:%05d:" % number)
+        if number % 200 == 0:
+            await client.read()
+    write(machine, put(b"user:00017:name"))
+    noted = [one.id for one in client.stream._watches.values() if one.pending]
+    assert noted == [17]
+    assert [len(group) for group in hub._live.groups(b"user:00017:name")] == [1]  # type: ignore[arg-type]  # a dict
+
+
+@pytest.mark.parametrize("is_cached", [True, False])
+async def test_a_large_revision_is_several_updates(
+    machine: Machine, hub: WatchHub, is_cached: bool
+) -> None:
+    client = Client(hub)
+    client.keep_responses = True
+    await client.begin(previous=True)
+    for value in (b"1", b"2"):
+        write(machine, *(put(b"%03d" % n, value * 100_000) for n in range(40)))
+    if not is_cached:
+        hub._cache.clear()
+    heard = await client.read_until(2)
+    assert [len(one.changes) for one in heard.revisions] == [40, 40]
+    assert {one.previous.value[:1] for one in heard.revisions[1].changes} == {b"1"}
+    assert len(client.responses) > 20
+    assert max(one.ByteSize() for one in client.responses) < 2 * limits.MAX_WATCH_MESSAGE_BYTES
+
+
+async def test_a_change_that_is_too_large_for_a_message_comes_in_two(
+    machine: Machine, hub: WatchHub
+) -> None:
+    client = Client(hub)
+    client.keep_responses = True
+    await client.begin(previous=True)
+    for value in (b"1", b"2"):
+        write(machine, put(b"a"), put(b"b", value * limits.MAX_VALUE_BYTES), put(b"c"))
+    heard = await client.read_until(2)
+    assert [one.key for one in heard.revisions[1].changes] == [b"a", b"b", b"c"]
+    large = heard.revisions[1].changes[1]
+    assert large.record.value == b"2" * limits.MAX_VALUE_BYTES
+    assert large.previous.value == b"1" * limits.MAX_VALUE_BYTES
+    assert max(one.ByteSize() for one in client.responses) < limits.MAX_MESSAGE_BYTES
+
+
+async def test_only_so_many_large_messages_are_on_their_way(
+    machine: Machine, hub: WatchHub
+) -> None:
+    clients = [Client(hub) for _ in range(limits.MAX_LARGE_UPDATES + 1)]
+    for client in clients:
+        await client.begin()
+        await client.read()
+    write(machine, put(b"a", bytes(2 * limits.MIB)))
+    for client in clients[:-1]:
+        await client.read()
+    assert all(client.stream.is_large for client in clients[:-1])
+    last = asyncio.create_task(clients[-1].read())
+    write(machine, put(b"b"))
+    await eventually(lambda: hub.large._waiters)
+    assert not last.done()
+    clients[0].stream.close()
+    await last
+    assert [one.revision for one in clients[-1].heard[1].revisions] == [1]
+
+
+async def test_a_small_revision_in_a_large_one_is_found(machine: Machine, hub: WatchHub) -> None:
+    """A walk through very many events with nothing wanted among them ends somewhere."""
+    client = Client(hub)
+    await client.begin(key=b"k0999")
+    write(machine, *(put(b"k%04d" % n) for n in range(1000)))
+    first = write(machine, *(put(b"k%04d" % n) for n in range(1000, 2000)), put(b"k0999"))
+    write(
+        machine,
+        *(put(b"j%04d" % n) for n in range(1020)),
+        put(b"k0999"),
+        *(put(b"l%04d" % n) for n in range(1020)),
+    )
+    hub._cache.clear()
+    heard = await client.read_until(3)
+    assert [len(one.changes) for one in heard.revisions] == [1, 1, 1]
+    assert first == 2
