@@ -92,12 +92,12 @@ MAX_WATCH_CACHE_BYTES: Final = 16 * MIB
 """Of the newest changes, which a node tells of without reading them from history."""
 MAX_WATCH_MESSAGE_BYTES: Final = 256 * KIB
 """Where updates that share a message end; a single larger change is a message alone."""
+MAX_WATCH_PART_BYTES: Final = 4 * MIB
+"""Values in one message: a larger change comes in parts, so that a slow client costs no more."""
 MAX_WATCH_UPDATES: Final = 256
 """In such a message."""
 MAX_WATCH_SCAN_EVENTS: Final = 1_000
 """Events of the history that are looked at before the event loop goes on."""
-MAX_LARGE_UPDATES: Final = 8
-"""Messages of more than MAX_BATCH_BYTES that a node has on their way to watchers."""
 
 # What travels.
 MAX_MESSAGE_BYTES: Final = 40 * MIB

@@ -53,7 +53,7 @@ class EmbeddedNode:
 
     def open_watches(self) -> WatchStream:
         """A place for watches. Raises ShuttingDown once the node is closed."""
-        return self._node.watches.open_stream(bounded=False)
+        return self._node.watches.open_stream()
 
     async def close(self) -> None:
         """Finish what is under way, flush, and release the directory."""

@@ -26,7 +26,9 @@ from kvorum import (
     SyncAttempts,
     SyncKV,
     SyncTransaction,
+    SyncWatch,
     Transaction,
+    Watch,
 )
 from kvorum.loop_thread import LoopThread
 from tests.client.conftest import Nodes, target_of
@@ -37,6 +39,7 @@ TWINS = [
     (Atomic, SyncAtomic),
     (Transaction, SyncTransaction),
     (Attempts, SyncAttempts),
+    (Watch, SyncWatch),
 ]
 
 
@@ -69,7 +72,7 @@ def test_both_return_the_same(waits: type, blocks: type) -> None:
     for name, function in public(waits).items():
         expected = inspect.signature(function).return_annotation
         actual = inspect.signature(public(blocks)[name]).return_annotation
-        twins: dict[Any, Any] = dict(TWINS)
+        twins: dict[Any, Any] = {**dict(TWINS), Watch[Any]: SyncWatch[Any]}
         if getattr(expected, "__origin__", None) is AsyncIterator:
             assert actual.__origin__ is Iterator
             assert actual.__args__ == expected.__args__

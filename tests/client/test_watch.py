@@ -470,15 +470,17 @@ async def test_it_waits_for_as_long_as_no_node_is_there(nodes: Nodes, cluster: K
 async def test_a_change_in_two_parts_is_one(nodes: Nodes, cluster: KV) -> None:
     async with cluster.watch(since=5, previous=True) as watch:
         here, _ = await serving(nodes)
-        first, second = changes(6, b"a", partial=True), changes(6)
+        first, second = changes(6, b"a", partial=True, value=b'"be'), changes(6)
+        first.changes.changes[0].previous.value = b'"x'
         rest = WireChange(kind=WireChange.PUT, key=b"a", continued=True)
-        rest.previous.value = b'"before"'
+        rest.record.value, rest.previous.value = b'gun"', b'"'
         second.changes.changes.append(rest)
         here.tell(first)
         here.tell(second)
         [change] = await take(watch, 1)
+    assert change.entry is not None
     assert change.previous is not None
-    assert change.previous.value == "before"
+    assert (change.entry.value, change.previous.value) == ("begun", "x")
 
 
 async def test_nothing_is_left_of_a_watch_that_was_closed(nodes: Nodes, cluster: KV) -> None:

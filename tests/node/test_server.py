@@ -349,6 +349,7 @@ async def test_reflection_lists_the_services(client: WireClient) -> None:
             "kvorumpb.v1.Cluster",
             "kvorumpb.v1.KV",
             "kvorumpb.v1.Raft",
+            "kvorumpb.v1.Watch",
         }
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from google.rpc.error_details_pb2 import ErrorInfo
 
-from kvorum_node.machine import Machine
 from kvorum_node.watches import WatchHub, WatchStream
+from kvorum_node.watches.watch import State, Watch
 from kvorumpb.v1.watch_pb2 import (
     BeginWatch,
     Change,
@@ -18,7 +18,7 @@ from kvorumpb.v1.watch_pb2 import (
     WatchResponse,
     WatchUpdate,
 )
-from tests.support.eventually import DEADLINE_SECONDS
+from tests.support.eventually import DEADLINE_SECONDS, eventually
 
 
 @dataclass
@@ -71,7 +71,10 @@ class Heard:
         for part in self.partial:
             for change in part.changes:
                 if change.continued:
-                    whole.changes[-1].previous.CopyFrom(change.previous)
+                    assert change.key == whole.changes[-1].key
+                    whole.changes[-1].record.value += change.record.value
+                    if change.HasField("previous"):
+                        whole.changes[-1].previous.value += change.previous.value
                 else:
                     whole.changes.append(change)
         assert whole.changes, "a revision of which nothing is wanted"
@@ -82,8 +85,8 @@ class Heard:
 class Client:
     """One stream to a hub, read when the test says so."""
 
-    def __init__(self, hub: WatchHub, *, bounded: bool = True) -> None:
-        self.stream: WatchStream = hub.open_stream(bounded=bounded)
+    def __init__(self, hub: WatchHub) -> None:
+        self.stream: WatchStream = hub.open_stream()
         self.heard: dict[int, Heard] = defaultdict(Heard)
         self.responses: list[WatchResponse] = []
         self.keep_responses = False
@@ -113,13 +116,17 @@ class Client:
             assert await self.read() is not None, "the stream has ended"
         return heard
 
-    async def read_all(self, machine: Machine) -> None:
-        """Read until all watches know that they have come as far as the machine."""
-        for watch_id in tuple(self.stream._watches):
-            while self.heard[watch_id].told < machine.revision:
-                if self.heard[watch_id].ended is not None:
-                    break
-                await self.read()
+    async def read_all(self) -> None:
+        """Read until all watches were told of all that there is, or have ended."""
+        for watch in tuple(self.stream._watches.values()):
+            await self._read_all_of(watch)
+
+    async def _read_all_of(self, watch: Watch) -> None:
+        while self.heard[watch.id].ended is None:
+            await eventually(lambda: watch.pending or watch.state is State.LIVE)
+            if not watch.pending:
+                return
+            await self.read()
 
 
 def shown(changes: Changes) -> list[tuple[str, bytes, bytes | None, bytes | None]]:

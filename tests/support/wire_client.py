@@ -11,7 +11,7 @@ from google.rpc.status_pb2 import Status
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from kvorum.channels import connect
-from kvorumpb.v1 import cluster_pb2, kv_pb2
+from kvorumpb.v1 import cluster_pb2, kv_pb2, watch_pb2
 
 SERVING = HealthCheckResponse.SERVING
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
@@ -52,6 +52,14 @@ class WireClient:
             "/kvorumpb.v1.KV/Session",
             request_serializer=kv_pb2.SessionRequest.SerializeToString,
             response_deserializer=kv_pb2.SessionResponse.FromString,
+        )(timeout=SESSION_SECONDS)
+
+    def watch(self) -> Any:
+        """A stream of WatchRequest and WatchResponse."""
+        return self.channel.stream_stream(
+            "/kvorumpb.v1.Watch/Watch",
+            request_serializer=watch_pb2.WatchRequest.SerializeToString,
+            response_deserializer=watch_pb2.WatchResponse.FromString,
         )(timeout=SESSION_SECONDS)
 
     async def health(self, service: str = "") -> int:

@@ -13,6 +13,8 @@ from kvorum import (
     Atomic,
     AtomicResult,
     Attempts,
+    Change,
+    Changes,
     Entry,
     IndexEntry,
     Page,
@@ -22,7 +24,9 @@ from kvorum import (
     SyncAtomic,
     SyncKV,
     SyncTransaction,
+    SyncWatch,
     Transaction,
+    Watch,
 )
 
 
@@ -53,6 +57,20 @@ async def the_type_of_a_value_follows_from_the_argument(kv: KV) -> None:
     async for entry in kv.scan(type="bytes"):
         assert_type(entry, Entry[bytes])
         assert_type(entry.value, bytes)
+
+
+async def watches_have_the_type_of_their_values(kv: KV, sync_kv: SyncKV) -> None:
+    async with kv.watch("a", type="text") as watch:
+        assert_type(watch, Watch[str])
+        async for change in watch:
+            assert_type(change, Change[str])
+            assert_type(change.entry, Entry[str] | None)
+        async for changes in watch.revisions():
+            assert_type(changes, Changes[str])
+    assert_type(kv.watch(key="a"), Watch[Any])
+    assert_type(sync_kv.watch(since=1, type="bytes"), SyncWatch[bytes])
+    for sync_change in sync_kv.watch(type="bytes"):
+        assert_type(sync_change, Change[bytes])
 
 
 async def writes_return_numbers(kv: KV) -> None:

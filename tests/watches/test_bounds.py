@@ -1,13 +1,12 @@
 """Watches that do not read, very many of them, and very large changes."""
 
-import asyncio
-
 import pytest
 
 from kvorum import limits
 from kvorum_node.machine import Machine
 from kvorum_node.watches import WatchHub
 from kvorum_node.watches.watch import State
+from kvorumpb.v1.command_pb2 import Operation, PutOperation
 from tests.support.commands import put
 from tests.support.eventually import eventually
 from tests.support.watch_client import Client
@@ -85,40 +84,39 @@ async def test_a_large_revision_is_several_updates(
     assert max(one.ByteSize() for one in client.responses) < 2 * limits.MAX_WATCH_MESSAGE_BYTES
 
 
-async def test_a_change_that_is_too_large_for_a_message_comes_in_two(
-    machine: Machine, hub: WatchHub
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (limits.MAX_VALUE_BYTES, limits.MAX_VALUE_BYTES),
+        (limits.MAX_VALUE_BYTES, 10),
+        (10, limits.MAX_VALUE_BYTES),
+        (limits.MAX_WATCH_PART_BYTES, limits.MAX_WATCH_PART_BYTES),
+        (limits.MAX_WATCH_PART_BYTES // 2, limits.MAX_WATCH_PART_BYTES // 2),
+        (limits.MAX_WATCH_PART_BYTES + 1, 0),
+    ],
+)
+@pytest.mark.parametrize("is_cached", [True, False])
+async def test_a_large_change_comes_in_parts(
+    machine: Machine, hub: WatchHub, before: int, after: int, is_cached: bool
 ) -> None:
+    """So that whoever reads slowly costs a part, and not 50 MiB."""
     client = Client(hub)
     client.keep_responses = True
     await client.begin(previous=True)
-    for value in (b"1", b"2"):
-        write(machine, put(b"a"), put(b"b", value * limits.MAX_VALUE_BYTES), put(b"c"))
+    for value in (b"1" * before, b"2" * after):
+        large = PutOperation(key=b"b", value=value, metadata=b"m")
+        write(machine, put(b"a"), Operation(put=large), put(b"c"))
+    if not is_cached:
+        hub._cache.clear()
     heard = await client.read_until(2)
     assert [one.key for one in heard.revisions[1].changes] == [b"a", b"b", b"c"]
-    large = heard.revisions[1].changes[1]
-    assert large.record.value == b"2" * limits.MAX_VALUE_BYTES
-    assert large.previous.value == b"1" * limits.MAX_VALUE_BYTES
-    assert max(one.ByteSize() for one in client.responses) < limits.MAX_MESSAGE_BYTES
-
-
-async def test_only_so_many_large_messages_are_on_their_way(
-    machine: Machine, hub: WatchHub
-) -> None:
-    clients = [Client(hub) for _ in range(limits.MAX_LARGE_UPDATES + 1)]
-    for client in clients:
-        await client.begin()
-        await client.read()
-    write(machine, put(b"a", bytes(2 * limits.MIB)))
-    for client in clients[:-1]:
-        await client.read()
-    assert all(client.stream.is_large for client in clients[:-1])
-    last = asyncio.create_task(clients[-1].read())
-    write(machine, put(b"b"))
-    await eventually(lambda: hub.large._waiters)
-    assert not last.done()
-    clients[0].stream.close()
-    await last
-    assert [one.revision for one in clients[-1].heard[1].revisions] == [1]
+    large_change = heard.revisions[1].changes[1]
+    assert large_change.record.value == b"2" * after
+    assert large_change.previous.value == b"1" * before
+    assert (large_change.record.metadata, large_change.previous.metadata) == (b"m", b"m")
+    assert (large_change.record.version, large_change.previous.version) == (2, 1)
+    room = limits.MAX_WATCH_MESSAGE_BYTES + limits.KIB
+    assert max(one.ByteSize() for one in client.responses) < limits.MAX_WATCH_PART_BYTES + room
 
 
 async def test_a_small_revision_in_a_large_one_is_found(machine: Machine, hub: WatchHub) -> None:

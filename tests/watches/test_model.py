@@ -129,7 +129,7 @@ async def test_random_transactions_and_watchers_of_all_kinds(
             if source.random() < 0.1 and client.stream._ready:
                 await client.read()
     for client, fields, after in clients:
-        await client.read_all(machine)
+        await client.read_all()
         told = [
             (one.revision, *change) for one in client.heard[1].revisions for change in shown(one)
         ]

@@ -6,14 +6,19 @@ between two revisions.
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from kvorum.errors import Closed, KvorumError
 from kvorum.status import from_status
-from kvorumpb.v1.watch_pb2 import BeginWatch, Changes, Progress, WatchRequest, WatchUpdate
-
-if TYPE_CHECKING:
-    from kvorum_node.watches import WatchStream
+from kvorumpb.v1.watch_pb2 import (
+    BeginWatch,
+    Change,
+    Changes,
+    Progress,
+    WatchRequest,
+    WatchResponse,
+    WatchUpdate,
+)
 
 
 class Assembly:
@@ -47,11 +52,28 @@ class Assembly:
         else:
             for change in changes.changes:
                 if change.continued:
-                    whole.changes[-1].previous.CopyFrom(change.previous)
+                    _append(whole.changes[-1], change)
                 else:
                     whole.changes.append(change)
         self._partial = whole if changes.partial else None
         return None if changes.partial else whole
+
+
+def _append(change: Change, rest: Change) -> None:
+    if rest.HasField("record"):
+        change.record.value += rest.record.value
+    if rest.HasField("previous"):
+        change.previous.value += rest.previous.value
+
+
+class WatchStream(Protocol):
+    """A stream of watches of the node in this process."""
+
+    async def take(self, request: WatchRequest) -> None: ...
+
+    async def next(self) -> WatchResponse | None: ...
+
+    def close(self) -> None: ...
 
 
 class EmbeddedFeed:
@@ -59,7 +81,7 @@ class EmbeddedFeed:
 
     def __init__(
         self,
-        stream: "WatchStream",
+        stream: WatchStream,
         begin: BeginWatch,
         forget: "Callable[[EmbeddedFeed], None]",
     ) -> None:

@@ -6,6 +6,7 @@
     member.py           `kvorum member list | add | promote | remove`
     recover.py          `kvorum recover`: what is left of a cluster that lost its majority
     data.py             `kvorum get | put | delete | list | add | status`
+    watch.py            `kvorum watch`
     transfer.py         `kvorum import | export`
 
     bulk.py             writing many records, over a failover too

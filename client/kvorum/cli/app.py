@@ -17,6 +17,7 @@ from kvorum.cli import (
     recover,
     transfer,
     verify,
+    watch,
 )
 from kvorum.errors import KvorumError
 
@@ -71,7 +72,7 @@ DATA_PANEL = "Data"
 NODE_PANEL = "Running nodes"
 
 app.add_typer(cluster.app, name="cluster", rich_help_panel=CLUSTER_PANEL)
-for command in (data.get, data.put, data.delete, data.list_, data.add, data.status):
+for command in (data.get, data.put, data.delete, data.list_, data.add, watch.watch, data.status):
     app.command(command.__name__.rstrip("_"), rich_help_panel=DATA_PANEL)(command)
 app.command("ttl", rich_help_panel=DATA_PANEL)(lifetime.ttl)
 app.command("touch", rich_help_panel=DATA_PANEL)(lifetime.touch)

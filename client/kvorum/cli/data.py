@@ -100,7 +100,7 @@ def get(
         console.err().print(f"no key {escape(repr(key))}", soft_wrap=True)
         raise typer.Exit(FAILED)
     if as_json:
-        write(records.dump_line(_describe(entry)))
+        write(records.dump_line(describe(entry)))
     elif sys.stdout.isatty():
         _print_value(entry)
     else:
@@ -235,7 +235,7 @@ def list_(
 
 
 def _print_page_as_json(page: "Page[Any]", *, keys_only: bool) -> None:
-    entries = [{"key": entry.key} if keys_only else _describe(entry) for entry in page.entries]
+    entries = [{"key": entry.key} if keys_only else describe(entry) for entry in page.entries]
     facts: dict[str, Any] = {
         "cursor": page.cursor,
         "complete": page.complete,
@@ -254,7 +254,7 @@ def _print_page(page: "Page[Any]", *, keys_only: bool) -> None:
         for entry in page.entries:
             table.add_row(
                 Text(_printable(codecs.encode_key(entry.key))),
-                Text(_preview(entry)),
+                Text(preview(entry)),
                 str(entry.revision),
             )
         console.out().print(table)
@@ -369,7 +369,8 @@ def _print_survey(survey: "Survey") -> None:
         console.err().print(escape(problem), soft_wrap=True)
 
 
-def _describe(entry: "Entry[bytes]") -> dict[str, Any]:
+def describe(entry: "Entry[bytes]") -> dict[str, Any]:
+    """The entry as an object for JSON."""
     return {
         **records.describe(records.Record(entry.key, entry.value)),
         "revision": entry.revision,
@@ -404,7 +405,8 @@ def _print_value(entry: "Entry[bytes]") -> None:
         console.out().print_json(data=value, ensure_ascii=False)
 
 
-def _preview(entry: "Entry[bytes]") -> str:
+def preview(entry: "Entry[bytes]") -> str:
+    """The value as text, cut to what is worth to be seen in a list."""
     text = _printable(entry.value[:PREVIEW_BYTES])
     return text if len(entry.value) <= PREVIEW_BYTES else f"{text}... ({len(entry.value)} bytes)"
 

@@ -7,12 +7,12 @@ does not read costs one message; nothing is decided here.
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Any
 
 import grpc
 import grpc.aio
 
-from kvorum.errors import KvorumError, Overloaded
+from kvorum.errors import KvorumError
 from kvorum.status import to_status
 from kvorum_node.node import Node
 from kvorum_node.services.kv import abort
@@ -20,9 +20,6 @@ from kvorum_node.watches import WatchStream
 from kvorumpb.v1 import watch_pb2
 
 SERVICE = "kvorumpb.v1.Watch"
-
-LARGE_UPDATE_SECONDS: Final = 30.0
-"""How long a client may take for a large message, of which a node has few on their way."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Requests = AsyncIterator[watch_pb2.WatchRequest]
@@ -74,19 +71,6 @@ async def _read(requests: Requests, stream: WatchStream) -> None:
 
 
 async def _write(stream: WatchStream, context: Context) -> None:
-    """Send what there is to say, as soon as the stream takes it.
-
-    Raises Overloaded if the client keeps a large message from being sent for too long.
-    """
+    """Send what there is to say, as soon as the stream takes it."""
     while (response := await stream.next()) is not None:
-        if not stream.is_large:
-            await context.write(response)
-            continue
-        try:
-            async with asyncio.timeout(LARGE_UPDATE_SECONDS):
-                await context.write(response)
-        except TimeoutError:
-            raise Overloaded(
-                f"the client has not taken a large change within {LARGE_UPDATE_SECONDS:g} s,"
-                " and others wait"
-            ) from None
+        await context.write(response)

@@ -56,8 +56,6 @@ class WatchHub:
         self._fail = fail
         self._max_watches = max_watches
         self._patience_seconds = patience_seconds
-        self.large: Final = asyncio.Semaphore(limits.MAX_LARGE_UPDATES)
-        """Held by whoever has a message of more than limits.MAX_BATCH_BYTES on its way."""
         self._revision = machine.revision
         """The last one that is noted at the watches that are live."""
         self._live: Index[Watch] = Index()
@@ -113,15 +111,11 @@ class WatchHub:
 
     # What the streams ask.
 
-    def open_stream(self, *, bounded: bool = True) -> WatchStream:
-        """A place for the watches of one client. Raises ShuttingDown.
-
-        Args:
-            bounded: whether its large messages count among the limits.MAX_LARGE_UPDATES.
-        """
+    def open_stream(self) -> WatchStream:
+        """A place for the watches of one client. Raises ShuttingDown."""
         if self._closed is not None:
             raise self._closed
-        stream = WatchStream(self, bounded=bounded)
+        stream = WatchStream(self)
         self._streams[stream] = None
         return stream
 
@@ -168,18 +162,15 @@ class WatchHub:
         if not self._watches:
             self._cache.clear()
 
-    def tell(self, watch: Watch, *, large: bool) -> Told:
+    def tell(self, watch: Watch) -> Told:
         """The next part of what the watch is to be told. Requires that something is noted.
-
-        Args:
-            large: whether it may have more than limits.MAX_BATCH_BYTES.
 
         Raises:
             Compacted: it is not known any more.
             StorageError: the disk has failed, and the node ends.
         """
         try:
-            told = tell(watch, self._machine, self._cache, large=large)
+            told = tell(watch, self._machine, self._cache)
         except StorageError as error:
             self._fail(error)
             raise

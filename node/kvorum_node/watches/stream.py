@@ -28,11 +28,8 @@ _MAX_NOTICES: Final = 1_000
 class WatchStream:
     """Opened by `WatchHub.open_stream`; ended by `close`, from either side."""
 
-    def __init__(self, hub: "WatchHub", *, bounded: bool) -> None:
+    def __init__(self, hub: "WatchHub") -> None:
         self._hub = hub
-        self._bounded = bounded
-        self._wants_permit = False
-        self._has_permit = False
         self._watches: dict[int, Watch] = {}
         self._notices: deque[WatchUpdate] = deque()
         """What is said before any changes are told."""
@@ -65,30 +62,18 @@ class WatchStream:
         await self._drained.wait()
 
     async def next(self) -> WatchResponse | None:
-        """The next message, once there is something to say; None if the stream is over.
-
-        Call it when the client has taken the last one.
-        """
-        self._return_permit()
+        """The next message, once there is something to say; None if the stream is over."""
         while True:
             response = self._fill()
             if response.updates:
                 return response
             if self._is_closed:
                 return None
-            if self._wants_permit:
-                await self._hub.large.acquire()
-                self._wants_permit, self._has_permit = False, True
-            elif self._ready:
+            if self._ready:
                 await asyncio.sleep(0)  # a long way through one revision, with nothing to tell
             else:
                 self._filled.clear()
                 await self._filled.wait()
-
-    @property
-    def is_large(self) -> bool:
-        """Whether the last message keeps others from having a large one."""
-        return self._has_permit
 
     def close(self, error: KvorumError | None = None) -> None:
         """End all watches, with the error if the client is to know. May be repeated."""
@@ -98,7 +83,6 @@ class WatchStream:
             if status is not None:
                 self.notify(WatchUpdate(watch_id=watch.id, ended=status))
         self._hub.forget_stream(self)
-        self._return_permit()
         self._is_closed = True
         self._drained.set()
         self._filled.set()
@@ -184,8 +168,10 @@ class WatchStream:
             watch = next(iter(self._ready))
             del self._ready[watch]
             size += self._tell(watch, response)
-            if size >= limits.MAX_WATCH_MESSAGE_BYTES or self._wants_permit:
+            if size >= limits.MAX_WATCH_MESSAGE_BYTES:
                 break
+        if self._due and not self._hub.vouches():
+            self._due.clear()
         while self._due and len(response.updates) < 2 * limits.MAX_WATCH_UPDATES:
             watch = next(iter(self._due))
             del self._due[watch]
@@ -198,16 +184,14 @@ class WatchStream:
         """Add what comes next of the watch; returns about how many bytes that was."""
         size = 0
         if watch.pending:
-            large = self._has_permit or not self._bounded
             try:
-                told = self._hub.tell(watch, large=large)
+                told = self._hub.tell(watch)
             except KvorumError as error:
                 self._forget(watch)
                 response.updates.append(WatchUpdate(watch_id=watch.id, ended=to_status(error)))
                 return 0
             if told.changes is not None:
                 response.updates.append(WatchUpdate(watch_id=watch.id, changes=told.changes))
-            self._wants_permit = told.is_too_large
             size = told.size_bytes
             if watch.pending:
                 self._ready[watch] = None
@@ -215,8 +199,3 @@ class WatchStream:
             self._forget(watch)
             response.updates.append(WatchUpdate(watch_id=watch.id, ended=watch.ended))
         return size
-
-    def _return_permit(self) -> None:
-        if self._has_permit:
-            self._has_permit = False
-            self._hub.large.release()

@@ -16,10 +16,6 @@ from kvorum_node.watches.watch import Watch
 from kvorumpb.v1.command_pb2 import Record
 from kvorumpb.v1.watch_pb2 import Changes
 
-_LARGEST_CHANGE_BYTES: Final = limits.MAX_MESSAGE_BYTES - 2 * limits.MAX_BATCH_BYTES
-"""What is larger is told in two parts; the rest of a message is for what else is in it."""
-
-
 _LOOK_BYTES: Final = 100
 """To look at an event costs about as much as to tell so many bytes."""
 
@@ -30,9 +26,6 @@ class Told(NamedTuple):
 
     size_bytes: int
     """About; what was looked at in vain counts as well."""
-
-    is_too_large: bool = False
-    """The next change has more bytes than was allowed."""
 
 
 class _Happened(NamedTuple):
@@ -47,11 +40,8 @@ class _Happened(NamedTuple):
     wanted: bool
 
 
-def tell(watch: Watch, machine: Machine, cache: Cache, *, large: bool) -> Told:
+def tell(watch: Watch, machine: Machine, cache: Cache) -> Told:
     """Go on with the first revision noted at the watch.
-
-    Args:
-        large: whether a change may have more than limits.MAX_BATCH_BYTES.
 
     Raises Compacted, and StorageError if history cannot be read.
     """
@@ -64,7 +54,7 @@ def tell(watch: Watch, machine: Machine, cache: Cache, *, large: bool) -> Told:
     else:
         happened = _as_in_history(machine, revision, watch)
     changes = Changes(revision=revision)
-    size, in_vain, is_too_large = 0, 0, False
+    size, in_vain = 0, 0
     for one in happened:
         changes.log_time_ms = one.log_time_ms
         watch.ordinal = one.ordinal
@@ -74,21 +64,17 @@ def tell(watch: Watch, machine: Machine, cache: Cache, *, large: bool) -> Told:
                 continue
             watch.ordinal += 1
             break
-        more = _bytes_of(one)
-        if size and size + more > limits.MAX_WATCH_MESSAGE_BYTES:
-            break
-        is_too_large = more > limits.MAX_BATCH_BYTES and not large
-        if is_too_large:
+        if size and size + _bytes_of(one) > limits.MAX_WATCH_MESSAGE_BYTES:
             break
         size += _add(changes, one, watch)
-        if watch.continued:
+        if watch.offset:
             break
     else:
         watch.finish()
         return Told(changes, size)
     changes.partial = True
     told = changes if changes.changes else None
-    return Told(told, size + in_vain * _LOOK_BYTES, is_too_large)
+    return Told(told, size + in_vain * _LOOK_BYTES)
 
 
 def compacted(revision: int, oldest: int) -> Compacted:
@@ -145,21 +131,23 @@ def _bytes_of(one: _Happened) -> int:
 def _add(changes: Changes, one: _Happened, watch: Watch) -> int:
     """Add the change, or the part of it that is due; returns its bytes."""
     change = changes.changes.add(kind=CHANGE_KINDS[one.kind], key=one.key)
-    if watch.continued:
-        change.continued, watch.continued = True, False
-        if one.previous is not None:
-            _fill(change.previous, one.key, one.previous, watch)
-        return change.ByteSize()
-    if one.record is not None:
-        _fill(change.record, one.key, one.record, watch)
-    if one.previous is not None:
-        if not watch.keys_only and _bytes_of(one) > _LARGEST_CHANGE_BYTES:
-            watch.continued = True
-        else:
-            _fill(change.previous, one.key, one.previous, watch)
+    cut = not watch.keys_only and _bytes_of(one) > limits.MAX_WATCH_PART_BYTES
+    start, position = watch.offset, 0
+    end = start + limits.MAX_WATCH_PART_BYTES
+    change.continued = start > 0
+    for record, told in ((one.record, change.record), (one.previous, change.previous)):
+        if record is None:
+            continue
+        if not cut:
+            told.CopyFrom(records.without_value(record) if watch.keys_only else record)
+            told.key = one.key
+            continue
+        if not start:
+            told.CopyFrom(records.without_value(record))
+            told.key, told.metadata = one.key, record.metadata
+        value = record.value
+        if part := value[max(start - position, 0) : max(end - position, 0)]:
+            told.value = part
+        position += len(value)
+    watch.offset = end if position > end else 0
     return change.ByteSize()
-
-
-def _fill(told: Record, key: bytes, record: Record, watch: Watch) -> None:
-    told.CopyFrom(records.without_value(record) if watch.keys_only else record)
-    told.key = key

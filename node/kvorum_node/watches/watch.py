@@ -44,12 +44,12 @@ class Owner(Protocol):
 
 class Watch:
     __slots__ = (
-        "continued",
         "ended",
         "id",
         "interval_ms",
         "keys_only",
         "kinds",
+        "offset",
         "ordinal",
         "owner",
         "pending",
@@ -75,8 +75,8 @@ class Watch:
         """The next revisions that it is to be told of."""
         self.ordinal = 0
         """Of the first of them, the next event to be looked at."""
-        self.continued = False
-        """Of that event, what was put has been told, and what was before has not."""
+        self.offset = 0
+        """Of that event, so many bytes of the values have been told."""
         self.ended: Status | None = None
         """With what it ends, once it has been told of what is noted."""
 
@@ -106,4 +106,4 @@ class Watch:
         """It has been told of the first of its revisions."""
         del self.pending[0]
         self.ordinal = 0
-        self.continued = False
+        self.offset = 0

@@ -293,8 +293,9 @@ class Change(_message.Message):
     kind: Global___Change.Kind.ValueType
     key: _builtins.bytes
     continued: _builtins.bool
-    """This goes on with the last change of the update before, of the same key: record
-    and previous together were too large for one message. Only previous is set.
+    """This goes on with the last change of the update before, of the same key: the values
+    of record and previous are to be appended to those there. Nothing else is set. So
+    large values come in parts, each with an update of its own.
     """
     @_builtins.property
     def record(self) -> _command_pb2.Record:
