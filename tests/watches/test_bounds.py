@@ -85,21 +85,22 @@ async def test_a_large_revision_is_several_updates(
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        (limits.MAX_VALUE_BYTES, limits.MAX_VALUE_BYTES),
-        (limits.MAX_VALUE_BYTES, 10),
-        (10, limits.MAX_VALUE_BYTES),
-        (limits.MAX_WATCH_PART_BYTES, limits.MAX_WATCH_PART_BYTES),
-        (limits.MAX_WATCH_PART_BYTES // 2, limits.MAX_WATCH_PART_BYTES // 2),
-        (limits.MAX_WATCH_PART_BYTES + 1, 0),
-    ],
+    ("before", "after"), [(70, 70), (70, 1), (1, 70), (40, 40), (20, 20), (41, 0)]
 )
 @pytest.mark.parametrize("is_cached", [True, False])
 async def test_a_large_change_comes_in_parts(
-    machine: Machine, hub: WatchHub, before: int, after: int, is_cached: bool
+    *,
+    machine: Machine,
+    hub: WatchHub,
+    before: int,
+    after: int,
+    is_cached: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """So that whoever reads slowly costs a part, and not 50 MiB."""
+    """So that whoever reads slowly costs a part, and not 50 MiB. Sizes are in KiB."""
+    before, after = before * limits.KIB, after * limits.KIB
+    monkeypatch.setattr(limits, "MAX_WATCH_PART_BYTES", 40 * limits.KIB)
+    monkeypatch.setattr(limits, "MAX_WATCH_MESSAGE_BYTES", 4 * limits.KIB)
     client = Client(hub)
     client.keep_responses = True
     await client.begin(previous=True)
@@ -115,8 +116,8 @@ async def test_a_large_change_comes_in_parts(
     assert large_change.previous.value == b"1" * before
     assert (large_change.record.metadata, large_change.previous.metadata) == (b"m", b"m")
     assert (large_change.record.version, large_change.previous.version) == (2, 1)
-    room = limits.MAX_WATCH_MESSAGE_BYTES + limits.KIB
-    assert max(one.ByteSize() for one in client.responses) < limits.MAX_WATCH_PART_BYTES + room
+    largest = max(one.ByteSize() for one in client.responses)
+    assert largest < limits.MAX_WATCH_PART_BYTES + limits.MAX_WATCH_MESSAGE_BYTES + limits.KIB
 
 
 async def test_a_small_revision_in_a_large_one_is_found(machine: Machine, hub: WatchHub) -> None:
