@@ -280,6 +280,19 @@ async def test_progress_tells_that_nothing_has_happened(machine: Machine, hub: W
     assert heard.progress == [1]
 
 
+async def test_progress_says_nothing_of_what_is_still_to_be_told(
+    machine: Machine, hub: WatchHub
+) -> None:
+    """The interval is over while the changes fill several messages."""
+    client = Client(hub)
+    await client.begin(progress_interval_ms=100)
+    for _ in range(10):
+        write(machine, put(b"a", bytes(100_000)))
+    client.stream._on_interval(100)
+    heard = await client.read_until(10)
+    assert [one.revision for one in heard.revisions] == [*range(1, 11)]
+
+
 async def test_who_hears_no_leader_says_nothing_of_its_own_accord(
     machine: Machine, hub: WatchHub, node: Vouching
 ) -> None:

@@ -1,0 +1,191 @@
+"""What watches cost: writers beside 10,000 of them, the node's memory, and how late they hear.
+
+Prints figures and asserts none. Writers and watchers are processes of their own. Each
+watcher has a prefix of its own, and each write is wanted by one of them; one more watches
+everything, and never reads.
+
+    python -m tests.bench.watch [--watches 10000] [--seconds 5]
+"""
+
+import asyncio
+import os
+import platform
+import random
+import sys
+import tempfile
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import psutil
+import typer
+
+import kvorum
+from kvorum.channels import connect
+from kvorum.cli.local_cluster import LocalCluster
+from kvorum.limits import MIB
+from kvorumpb.v1.watch_pb2 import BeginWatch, WatchRequest, WatchResponse
+from tests.bench.throughput import measure
+from tests.support.node_processes import nodes_of
+
+STREAMS = 20
+IN_FLIGHT = 64
+ROUNDS = 3
+VALUE = b"v" * 256
+
+
+def open_stream(channel: Any) -> Any:
+    return channel.stream_stream(
+        "/kvorumpb.v1.Watch/Watch",
+        request_serializer=WatchRequest.SerializeToString,
+        response_deserializer=WatchResponse.FromString,
+    )()
+
+
+async def watch_all(address: str, watches: int) -> None:
+    """Hold the watches; say "ready" when all have begun, and what was heard at the end of stdin."""
+    channel = connect(address)
+    begun = changes = 0
+
+    async def read(stream: Any) -> None:
+        nonlocal begun, changes
+        while isinstance(response := await stream.read(), WatchResponse):
+            for update in response.updates:
+                begun += update.HasField("begun")
+                changes += update.HasField("changes")
+
+    async def begin(number: int) -> None:
+        stream = open_stream(channel)
+        tasks.append(asyncio.create_task(read(stream)))
+        for one in range(number, watches, STREAMS):
+            request = BeginWatch(watch_id=one, prefix=b"w:%06d:" % one)
+            await stream.write(WatchRequest(begin=request))
+
+    tasks: list[asyncio.Task[None]] = []
+    await asyncio.gather(*(begin(number) for number in range(STREAMS)))
+    while begun < watches:  # noqa: ASYNC110 - of very many streams
+        await asyncio.sleep(0.01)
+    idle = open_stream(channel)
+    await idle.write(WatchRequest(begin=BeginWatch(watch_id=1)))
+    print("ready", flush=True)
+    await asyncio.to_thread(sys.stdin.readline)
+    print(changes, flush=True)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    idle.cancel()
+    await channel.close()
+
+
+@asynccontextmanager
+async def watching(address: str, watches: int) -> AsyncIterator[Process]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.bench.watch", "--hold", address, "--watches", str(watches),
+        stdin=PIPE, stdout=PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        assert await process.stdout.readline() == b"ready\n"
+        yield process
+        process.stdin.write(b"\n")
+        heard = int(await process.stdout.readline())
+        print(f"    {heard:,} changes were heard")
+        await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
+async def writers(watches: int, seconds: float) -> None:
+    with tempfile.TemporaryDirectory(prefix="kvorum-bench-") as directory:
+        cluster = LocalCluster(Path(directory))
+        try:
+            await cluster.up(nodes=1, base_port=0)
+            node = cluster.node("n1")
+            [pid] = nodes_of(Path(directory))
+            process = psutil.Process(pid)
+            async with kvorum.open(cluster.target, type="bytes") as kv:
+
+                async def write(_: int) -> None:
+                    await kv.put(f"w:{random.randrange(watches):06}:k", VALUE)
+
+                await measure(write, IN_FLIGHT, seconds)
+                ratios = []
+                for _ in range(ROUNDS):
+                    without = await measure(write, IN_FLIGHT, seconds)
+                    before = process.memory_info().rss
+                    async with watching(node.address, watches):
+                        held = process.memory_info().rss
+                        beside = await measure(write, IN_FLIGHT, seconds)
+                        after = process.memory_info().rss
+                    ratios.append(beside.per_second / without.per_second)
+                    print(
+                        f"  {without.per_second:,.0f} writes/s without, {beside.per_second:,.0f}"
+                        f" beside {watches:,} watches and one that never reads: {ratios[-1]:.2f};"
+                        f" p99 {without.p99_ms:.1f} and {beside.p99_ms:.1f} ms; node"
+                        f" {before / MIB:,.0f} MiB, {held / MIB:,.0f} with the watches,"
+                        f" {after / MIB:,.0f} after the writes"
+                    )
+                print(f"  ratio of {ROUNDS} rounds, median: {median(ratios):.2f}")
+        finally:
+            await cluster.down(wipe=True)
+
+
+async def delays(watches: int, writes: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="kvorum-bench-") as directory:
+        cluster = LocalCluster(Path(directory))
+        try:
+            await cluster.up(nodes=3, base_port=0)
+            async with kvorum.open(cluster.target) as kv, kvorum.open(cluster.target) as other:
+                all_of_them = [other.watch("k") for _ in range(watches)]
+                for watch in all_of_them:
+                    await watch.begin()
+                took: list[float] = []
+                sent: dict[int, float] = {}
+
+                async def hear(watch: kvorum.Watch[int]) -> None:
+                    for _ in range(writes):
+                        change = await anext(watch)
+                        assert change.entry is not None
+                        took.append(time.perf_counter() - sent[change.entry.value])
+
+                hearing = [asyncio.create_task(hear(watch)) for watch in all_of_them]
+                for number in range(writes):
+                    sent[number] = time.perf_counter()
+                    await kv.put("k", number)
+                    await asyncio.sleep(0.05)
+                await asyncio.gather(*hearing)
+            took.sort()
+            print(
+                f"  from the call of put to {watches} watchers on 3 nodes: median"
+                f" {median(took) * 1000:.1f} ms, p99 {took[len(took) * 99 // 100] * 1000:.1f} ms"
+            )
+        finally:
+            await cluster.down(wipe=True)
+
+
+def main(
+    watches: Annotated[int, typer.Option(help="Beside the writers.")] = 10_000,
+    seconds: Annotated[float, typer.Option(help="Of each measurement.")] = 5.0,
+    hold: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Measure what watches cost."""
+    if hold:
+        asyncio.run(watch_all(hold, watches))
+        return
+    load = os.getloadavg()[0]
+    print(
+        f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()},"
+        f" load {load:.1f} before"
+    )
+    asyncio.run(writers(watches, seconds))
+    asyncio.run(delays(100, 100))
+
+
+if __name__ == "__main__":
+    typer.run(main)
