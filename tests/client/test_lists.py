@@ -21,10 +21,12 @@ from kvorum import (
     SyncKV,
     limits,
 )
+from kvorum.backends import Feed
 from kvorum.backends.embedded import EmbeddedBackend
 from kvorum.entry import instant
 from kvorumpb.v1.command_pb2 import CommandBatch, Operation, Transaction
 from kvorumpb.v1.kv_pb2 import Call, Reply
+from kvorumpb.v1.watch_pb2 import BeginWatch
 from tests.support import commands
 from tests.support.eventually import eventually
 
@@ -261,6 +263,9 @@ class _Pages:
     async def call(self, call: Call, *, timeout_seconds: float) -> Reply:
         self.asked += call.WhichOneof("request") == "list"
         return await self._backend.call(call, timeout_seconds=timeout_seconds)
+
+    def watch(self, begin: BeginWatch, *, timeout_seconds: float) -> Feed:
+        return self._backend.watch(begin, timeout_seconds=timeout_seconds)
 
     async def close(self) -> None:
         await self._backend.close()

@@ -25,9 +25,11 @@ from kvorum import (
     Sum,
     limits,
 )
+from kvorum.backends import Feed
 from kvorum.durations import encode_ttl, encode_window
 from kvorum.ranges import contains, encode_range, prefix_end
 from kvorumpb.v1.kv_pb2 import Call, Reply
+from kvorumpb.v1.watch_pb2 import BeginWatch
 
 
 class Unreachable:
@@ -35,6 +37,9 @@ class Unreachable:
 
     async def call(self, call: Call, *, timeout_seconds: float) -> Reply:
         raise AssertionError(f"this was sent, with {timeout_seconds} s: {call}")
+
+    def watch(self, begin: BeginWatch, *, timeout_seconds: float) -> Feed:
+        raise AssertionError(f"this was begun, with {timeout_seconds} s: {begin}")
 
     async def close(self) -> None:
         pass

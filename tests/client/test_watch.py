@@ -72,8 +72,10 @@ async def test_changes_as_they_happen(kv: KV) -> None:
         await kv.put("other", 1)
         await kv.delete("user:1")
         first, second = await take(watch, 2)
-    entry = kvorum.Entry("user:1", {"name": "alice"}, 2, 1, 2)
-    before = kvorum.Entry("user:1", "before", 1, 1, 1)
+    assert first.entry is not None
+    assert first.previous is not None
+    entry = kvorum.Entry("user:1", {"name": "alice"}, 2, 1, 2, first.entry.updated_at)
+    before = kvorum.Entry("user:1", "before", 1, 1, 1, first.previous.updated_at)
     assert first == Change("put", "user:1", first.entry, first.previous, 2, first.at)
     assert (first.entry, first.previous) == (entry, before)
     assert (second.kind, second.entry, second.previous, second.revision) == (
@@ -150,7 +152,8 @@ async def test_without_values(kv: KV) -> None:
         await kv.put("a", b"\xff", type="bytes")
         await kv.delete("a")
         put, deleted = await take(watch, 2)
-    assert put.entry == kvorum.Entry("a", None, 1, 1, 1)
+    assert put.entry is not None
+    assert put.entry == kvorum.Entry("a", None, 1, 1, 1, put.entry.updated_at)
     assert deleted.previous == put.entry
 
 
