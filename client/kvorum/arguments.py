@@ -4,12 +4,22 @@ The parameters are objects: a caller without a type checker may give anything.
 """
 
 import math
+from typing import Final, Literal
 
 from kvorum import limits
 from kvorum.codecs import Key, encode_bound, encode_key
 from kvorum.errors import InvalidArgument, LimitExceeded
-from kvorumpb.v1.kv_pb2 import ListRequest
+from kvorumpb.v1 import kv_pb2
+from kvorumpb.v1.kv_pb2 import GetRequest, ListRequest
 from kvorumpb.v1.watch_pb2 import BeginWatch
+
+Consistency = Literal["linearizable", "lease", "stale"]
+
+_CONSISTENCIES: Final[dict[object, kv_pb2.Consistency.ValueType]] = {
+    "linearizable": kv_pb2.LINEARIZABLE,
+    "lease": kv_pb2.LEASE,
+    "stale": kv_pb2.STALE,
+}
 
 
 def check_timeout(seconds: object) -> float:
@@ -52,6 +62,24 @@ def check_index(name: object) -> str:
     if not isinstance(name, str) or not name:
         raise InvalidArgument(f"the name of an index is a str that is not empty, not {name!r}")
     return name
+
+
+def require(request: GetRequest | ListRequest, consistency: object, max_staleness: object) -> None:
+    """Write into the request how new its answer has to be."""
+    if consistency not in _CONSISTENCIES:
+        known = ", ".join(map(str, _CONSISTENCIES))
+        raise InvalidArgument(f"a consistency is one of {known}, not {consistency!r}")
+    if consistency != "linearizable":
+        request.consistency = _CONSISTENCIES[consistency]
+    if max_staleness is None:
+        return
+    if consistency != "stale":
+        raise InvalidArgument('max_staleness goes with the consistency "stale" alone')
+    if not isinstance(max_staleness, int | float) or not 0 < max_staleness < math.inf:
+        raise InvalidArgument(
+            f"max_staleness is a number of seconds above 0, not {max_staleness!r}"
+        )
+    request.max_staleness_ms = max(1, int(max_staleness * 1000))
 
 
 def check_limit(limit: object) -> int:

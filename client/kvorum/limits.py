@@ -107,11 +107,26 @@ MAX_BATCH_BYTES: Final = 1 * MIB
 MAX_BATCH_CALLS: Final = 128
 """In one message of a session: enough to share its price, few enough that the client, the
 network and the node work on several at a time."""
+MAX_PART_BYTES: Final = 256 * KIB
+"""Of a call or a reply above MAX_BATCH_BYTES, which travels in parts: what a small call may find
+before it on the way takes 2 ms at 1 Gbit/s, and a part's price (a message) stays below a tenth
+of what its bytes cost."""
+MAX_LARGE_CALLS: Final = 2
+"""In parts on one session at a time: while one is committed, the next one travels."""
 MAX_SNAPSHOT_CHUNK_BYTES: Final = 1 * MIB
 """A part of a group's state on its way to another node, and what is written of it at a time."""
 
 # What a node keeps in memory for its clients; beyond it answers `Overloaded`.
 MAX_UNCOMMITTED_BYTES: Final = 128 * MIB
+MAX_LARGE_ENTRIES: Final = 2
+"""Entries with a command above MAX_BATCH_BYTES that a leader has under way: while one is applied,
+the next one is written. A small write waits for so many at most."""
+MAX_CALL_BYTES_UNDER_WAY: Final = 128 * MIB
+"""Calls above MAX_BATCH_BYTES, from their first part to their answer. As much as may be
+uncommitted: so a call is refused before its bytes have come, and hardly ever after."""
+MAX_REPLY_BYTES_UNDER_WAY: Final = 128 * MIB
+"""Replies above MAX_BATCH_BYTES until they are written. Apart from the calls, so that clients
+who do not read their replies do not keep others from writing."""
 MAX_SESSION_CALLS: Final = 8192
 """Calls under way on one session stream before the node stops reading from it."""
 

@@ -8,10 +8,12 @@ from typing import Any, Literal, overload
 
 from kvorum import limits
 from kvorum.arguments import (
+    Consistency,
     check_limit,
     check_past_revision,
     check_revision,
     check_timeout,
+    require,
     select,
     select_watched,
 )
@@ -41,6 +43,8 @@ class Reader:
         *,
         revision: int | None = None,
         type: Literal["text"],
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> Entry[str] | None: ...
 
@@ -51,6 +55,8 @@ class Reader:
         *,
         revision: int | None = None,
         type: Literal["bytes"],
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> Entry[bytes] | None: ...
 
@@ -61,6 +67,8 @@ class Reader:
         *,
         revision: int | None = None,
         type: ValueType | None = None,
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> Entry[Any] | None: ...
 
@@ -70,17 +78,30 @@ class Reader:
         *,
         revision: int | None = None,
         type: ValueType | None = None,
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> Entry[Any] | None:
         """Read an entry; None if the key is absent. `DecodeError` if it is of another type.
 
         With `revision`, as it was then: `Compacted` or `FutureRevision` if the store cannot
         say. An entry that had expired by then is there until it was removed for it.
+
+        `consistency` says what the answer may leave out:
+
+        - "linearizable": nothing that was acknowledged before the call;
+        - "lease": the same, as long as no clock of a node runs a tenth faster than another's.
+          It spares the leader a question to the others;
+        - "stale": whatever has not reached the node that answers, which may be any. With
+          `max_staleness`, in seconds, a node answers that is at most so far behind the
+          leader; a follower looks some tenths of a second older than it is. `TooStale`
+          if there is none until time is out.
         """
         type = self._as(type)
         call = Call()
         call.get.key = encode_key(key)
         call.get.revision = check_past_revision(revision)
+        require(call.get, consistency, max_staleness)
         reply = await self._backend.call(call, timeout_seconds=self._seconds(timeout))
         if not reply.get.HasField("record"):
             return None
@@ -103,6 +124,8 @@ class Reader:
         revision: int | None = None,
         snapshot: bool = False,
         type: ValueType | None = None,
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> Page[None]: ...
 
@@ -123,6 +146,8 @@ class Reader:
         revision: int | None = None,
         snapshot: bool = False,
         type: Literal["text"],
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> Page[str]: ...
 
@@ -143,6 +168,8 @@ class Reader:
         revision: int | None = None,
         snapshot: bool = False,
         type: Literal["bytes"],
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> Page[bytes]: ...
 
@@ -163,6 +190,8 @@ class Reader:
         revision: int | None = None,
         snapshot: bool = False,
         type: ValueType | None = None,
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> Page[Any]: ...
 
@@ -182,6 +211,8 @@ class Reader:
         revision: int | None = None,
         snapshot: bool = False,
         type: ValueType | None = None,
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> Page[Any]:
         """Read up to `limit` entries, in the order of their keys' bytes.
@@ -205,6 +236,7 @@ class Reader:
                 them, for few lists at a time, and with more is `Overloaded`.
             revision: as the store was then. `Compacted` or `FutureRevision` if it cannot
                 say. Not with an index, nor is `snapshot`: an index has no past.
+            consistency, max_staleness: as for `get`, for each page by itself.
         """
         type = self._as(type)
         call = Call()
@@ -215,6 +247,7 @@ class Reader:
         request.reverse, request.keys_only, request.count = reverse, keys_only, count
         request.revision = check_past_revision(revision)
         request.snapshot = snapshot
+        require(request, consistency, max_staleness)
         reply = await self._backend.call(call, timeout_seconds=self._seconds(timeout))
         return decode_page(reply.list, type, keys_only=keys_only)
 
@@ -233,6 +266,8 @@ class Reader:
         revision: int | None = None,
         snapshot: bool = False,
         type: ValueType | None = None,
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
     ) -> AsyncIterator[Entry[None]]: ...
 
     @overload
@@ -250,6 +285,8 @@ class Reader:
         revision: int | None = None,
         snapshot: bool = False,
         type: Literal["text"],
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
     ) -> AsyncIterator[Entry[str]]: ...
 
     @overload
@@ -267,6 +304,8 @@ class Reader:
         revision: int | None = None,
         snapshot: bool = False,
         type: Literal["bytes"],
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
     ) -> AsyncIterator[Entry[bytes]]: ...
 
     @overload
@@ -284,6 +323,8 @@ class Reader:
         revision: int | None = None,
         snapshot: bool = False,
         type: ValueType | None = None,
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
     ) -> AsyncIterator[Entry[Any]]: ...
 
     async def scan(
@@ -300,6 +341,8 @@ class Reader:
         revision: int | None = None,
         snapshot: bool = False,
         type: ValueType | None = None,
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
     ) -> AsyncIterator[Entry[Any]]:
         """Iterate over all entries that `list` would return, page by page.
 
@@ -321,6 +364,8 @@ class Reader:
                 revision=revision,
                 snapshot=snapshot,
                 type=type,
+                consistency=consistency,
+                max_staleness=max_staleness,
             )
 
         page = await read(None)

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
 
 from kvorum import limits
+from kvorum.arguments import Consistency
 from kvorum.atomic import SyncAtomic
 from kvorum.codecs import Key, ValueType
 from kvorum.durations import Duration
@@ -86,6 +87,8 @@ class SyncKV:
         *,
         revision: int | None = None,
         type: Literal["text"],
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> Entry[str] | None: ...
 
@@ -96,6 +99,8 @@ class SyncKV:
         *,
         revision: int | None = None,
         type: Literal["bytes"],
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> Entry[bytes] | None: ...
 
@@ -106,6 +111,8 @@ class SyncKV:
         *,
         revision: int | None = None,
         type: ValueType | None = None,
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> Entry[Any] | None: ...
 
@@ -115,10 +122,19 @@ class SyncKV:
         *,
         revision: int | None = None,
         type: ValueType | None = None,
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> Entry[Any] | None:
         """Like `KV.get`."""
-        reading = self._kv.get(key, revision=revision, type=type, timeout=timeout)
+        reading = self._kv.get(
+            key,
+            revision=revision,
+            type=type,
+            consistency=consistency,
+            max_staleness=max_staleness,
+            timeout=timeout,
+        )
         return self._thread.call(reading)
 
     def delete(
@@ -179,6 +195,8 @@ class SyncKV:
         revision: int | None = None,
         snapshot: bool = False,
         type: ValueType | None = None,
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> Page[None]: ...
 
@@ -199,6 +217,8 @@ class SyncKV:
         revision: int | None = None,
         snapshot: bool = False,
         type: Literal["text"],
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> Page[str]: ...
 
@@ -219,6 +239,8 @@ class SyncKV:
         revision: int | None = None,
         snapshot: bool = False,
         type: Literal["bytes"],
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> Page[bytes]: ...
 
@@ -239,6 +261,8 @@ class SyncKV:
         revision: int | None = None,
         snapshot: bool = False,
         type: ValueType | None = None,
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> Page[Any]: ...
 
@@ -258,6 +282,8 @@ class SyncKV:
         revision: int | None = None,
         snapshot: bool = False,
         type: ValueType | None = None,
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
         timeout: float | None = None,
     ) -> Page[Any]:
         """Like `KV.list`."""
@@ -276,6 +302,8 @@ class SyncKV:
                 revision=revision,
                 snapshot=snapshot,
                 type=type,
+                consistency=consistency,
+                max_staleness=max_staleness,
                 timeout=timeout,
             )
         )
@@ -295,6 +323,8 @@ class SyncKV:
         revision: int | None = None,
         snapshot: bool = False,
         type: ValueType | None = None,
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
     ) -> Iterator[Entry[None]]: ...
 
     @overload
@@ -312,6 +342,8 @@ class SyncKV:
         revision: int | None = None,
         snapshot: bool = False,
         type: Literal["text"],
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
     ) -> Iterator[Entry[str]]: ...
 
     @overload
@@ -329,6 +361,8 @@ class SyncKV:
         revision: int | None = None,
         snapshot: bool = False,
         type: Literal["bytes"],
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
     ) -> Iterator[Entry[bytes]]: ...
 
     @overload
@@ -346,6 +380,8 @@ class SyncKV:
         revision: int | None = None,
         snapshot: bool = False,
         type: ValueType | None = None,
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
     ) -> Iterator[Entry[Any]]: ...
 
     def scan(
@@ -362,6 +398,8 @@ class SyncKV:
         revision: int | None = None,
         snapshot: bool = False,
         type: ValueType | None = None,
+        consistency: Consistency = "linearizable",
+        max_staleness: float | None = None,
     ) -> Iterator[Entry[Any]]:
         """Like `KV.scan`."""
 
@@ -380,6 +418,8 @@ class SyncKV:
                     revision=revision,
                     snapshot=snapshot,
                     type=type,
+                    consistency=consistency,
+                    max_staleness=max_staleness,
                 )
             )
 

@@ -10,7 +10,7 @@ not go on, because after a failed fsync the next one may succeed and mean nothin
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from kvorum_node.group import Group
@@ -113,6 +113,7 @@ class Driver:
                     # Time that was lost (a suspended process) is lost: ticks do not pile up.
                     self._tick_due = False
                     timer = loop.call_later(self._tick_seconds, self._on_timer)
+                    self._keep_time()
                     for group in self.groups.values():
                         group.tick(loop.time())
                 await self._turn()
@@ -158,8 +159,15 @@ class Driver:
         self._tick_due = True
         self._wake.set()
 
+    def _keep_time(self) -> None:
+        """Tell the cores what the clock shows: it counts what the ticks have missed."""
+        clock = int(asyncio.get_running_loop().time() / self._tick_seconds)
+        for group in self.groups.values():
+            group.raft.keep_time(clock)
+
     async def _turn(self) -> None:
         self.snapshots.report()
+        self._keep_time()
         inbox, self._inbox = self._inbox, []
         delivered, self._delivered = self._delivered, []
         for group_id, message in inbox:
@@ -200,7 +208,7 @@ class Driver:
         for group, ready in work.items():  # these promise nothing: the disk may still be at work
             self._send(group.id, ready.messages)
         if synced is not None:
-            await synced
+            await self._wait_for_the_disk(synced, work.keys())
         for group, ready in work.items():
             group.install(ready)  # the log begins behind the old state now: nothing goes before
             self._send(group.id, ready.promises)
@@ -208,6 +216,39 @@ class Driver:
             group.raft.advance(ready)
             for node in ready.snapshots_to:
                 self.snapshots.send(group, node)
+
+    async def _wait_for_the_disk(
+        self, synced: "asyncio.Future[None]", groups: Collection[Group]
+    ) -> None:
+        """Wait for the fsync; followers hear meanwhile that their leader lives, for a while.
+
+        A large value, or a busy disk, must not cost an election; but a leader whose disk
+        hangs is of no use, and is to be replaced. Ticks go on with the next turn.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + max(
+            group.raft.settings.election_ticks * self._tick_seconds for group in groups
+        )
+        timer: asyncio.TimerHandle | None = None
+
+        def show_life() -> None:
+            nonlocal timer
+            for group in groups:
+                self._send(group.id, group.raft.signs_of_life())
+            wait_for_next()
+
+        def wait_for_next() -> None:
+            nonlocal timer
+            heartbeat_ticks = min(group.raft.settings.heartbeat_ticks for group in groups)
+            when = loop.time() + heartbeat_ticks * self._tick_seconds
+            timer = loop.call_at(when, show_life) if when < end else None
+
+        wait_for_next()
+        try:
+            await synced
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def _cut_logs(self) -> None:
         """Keep the logs within their bounds, beside the traffic: a flush takes a while."""

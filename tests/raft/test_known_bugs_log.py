@@ -13,7 +13,7 @@ import pytest
 
 from kvorum_node.raft.progress import ProgressState
 from kvorum_node.raft.types import Index, NodeId
-from tests.support.raft_group import Host, as_leader
+from tests.support.raft_group import ELECTION_TICKS, Host, as_leader
 from tests.support.raft_messages import (
     accepted,
     append,
@@ -62,6 +62,7 @@ def test_a_vote_that_a_crash_takes_back_was_never_given() -> None:
     assert host.ask(request_vote(1, sender=3)) == [vote(1, sender=1, to=3)]
     host.crash()
     host.restart()
+    host.tick(ELECTION_TICKS)  # before that it votes for nobody at all
     assert host.ask(request_vote(1, sender=2)) == [vote(1, granted=False, sender=1, to=2)]
 
 

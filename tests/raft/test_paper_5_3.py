@@ -1,11 +1,12 @@
 """Raft, section 5.3: log replication."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from kvorum_node.raft.messages import AppendEntries, Message
-from kvorum_node.raft.types import Entry
+from kvorum_node.raft.types import Entry, Index
 from tests.support.raft_group import Group, Host, is_leader
 from tests.support.raft_messages import (
     accepted,
@@ -60,8 +61,8 @@ def test_5_3_a_committed_entry_is_applied_and_later_messages_say_so() -> None:
     host.accept()
     host.tick(2)
     assert host.drain() == [
-        heartbeat(1, commit=3, sender=1, to=2),
-        heartbeat(1, commit=3, sender=1, to=3),
+        replace(heartbeat(1, commit=3, sender=1, to=2), committed=Index(3)),
+        replace(heartbeat(1, commit=3, sender=1, to=3), committed=Index(3)),
     ]
 
 

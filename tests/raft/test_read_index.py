@@ -193,10 +193,10 @@ def test_rounds_are_confirmed_in_order_and_once() -> None:
     reads = ReadIndex()
     reads.add(1)
     reads.add(2)
-    reads.start_round(Index(5))
+    reads.start_round(Index(5), clock=0)
     assert not reads.has_waiting
     reads.add(3)
-    reads.start_round(Index(6))
+    reads.start_round(Index(6), clock=0)
     assert reads.newest == 2
 
     assert reads.confirmed(0) == []

@@ -11,7 +11,7 @@ import pytest
 from kvorum_node.raft.configuration import AddLearner
 from kvorum_node.raft.messages import AppendEntries, Heartbeat, Message
 from kvorum_node.raft.types import HardState, Index, NodeId, Settings, Term
-from tests.support.raft_group import Group, Host, is_follower, is_leader
+from tests.support.raft_group import ELECTION_TICKS, Group, Host, is_follower, is_leader
 from tests.support.raft_messages import (
     accepted,
     append,
@@ -365,6 +365,7 @@ def test_a_leader_that_restarts_is_a_follower_and_keeps_its_vote() -> None:
     group[1].restart()
 
     assert is_follower(group[1].raft)
+    group[1].tick(ELECTION_TICKS)  # before that it votes for nobody at all
     assert (group[1].raft.term, group[1].raft.vote) == (term, 1)
     assert group[1].ask(request_vote(term, "9@9", sender=2)) == [
         vote(term, granted=False, sender=1, to=2)

@@ -9,7 +9,9 @@ the one before, as far as the range goes. So n1 is the first to stand, after 11 
 
     campaign n1                     tick n1 11 | tick all        pass 20: tick all, then run
     elect n1                        campaign and run, of which only the success is told
-    propose n1 x y                  read n1 7 8                  transfer n1 n2
+    propose n1 x y                  transfer n1 n2
+    read n1 7 8                     read n1 lease 7: as the lease allows
+    lose n1 5                       its process stands still for 5 ticks, and its clock does not
     change n1 voter:n4 remove:n2    with `force` last            unreachable n1 n2
     snapshot n1 n4                  send n1's state to n4        report n1 n4 5 | failed
 
@@ -206,8 +208,14 @@ def _propose(story: Story, arguments: Arguments) -> None:
 
 def _read(story: Story, arguments: Arguments) -> None:
     host = story.up(arguments.node())
+    lease = arguments.flag("lease")
     for request in arguments.numbers():
-        _try(story, host.node, partial(host.raft.read_index, request))
+        _try(story, host.node, partial(host.raft.read_index, request, lease=lease))
+
+
+def _lose(story: Story, arguments: Arguments) -> None:
+    raft = story.up(arguments.node()).raft
+    raft.clock += arguments.number()
 
 
 def _transfer(story: Story, arguments: Arguments) -> None:
@@ -348,6 +356,7 @@ COMMANDS: dict[str, Callable[[Story, Arguments], None]] = {
     "elect": _elect,
     "propose": _propose,
     "read": _read,
+    "lose": _lose,
     "transfer": _transfer,
     "change": _change,
     "unreachable": _unreachable,

@@ -197,7 +197,7 @@ def _complete_at_once(raft: Raft) -> Configuration | None:
 
 
 def _install_whatever_comes(raft: Raft, role: Follower, message: InstallSnapshot) -> None:
-    follower._heard(role, message.sender)
+    follower._heard(raft, role, message.sender)
     raft.log.restore(Snapshot(message.last, message.configuration))
     follower._accept(raft, message.sender, message.last.index)
 

@@ -6,8 +6,9 @@
         n1.script = not_leader(n2)         refuses every call
         n1.break_streams()                 ends all streams, without an answer
 
-What arrived is in `messages` and `calls`. Registrations of clients are no part of the script:
-they are in `registrations`, and succeed where the node says that it leads (`on_register`).
+What arrived is in `messages` and `calls`; a call in parts is a call once it is whole.
+Registrations of clients are no part of the script: they are in `registrations`, and succeed
+where the node says that it leads (`on_register`).
 """
 
 import asyncio
@@ -22,7 +23,7 @@ from kvorum import limits
 from kvorum.errors import KvorumError, NotLeader
 from kvorum.status import to_status
 from kvorumpb.v1.command_pb2 import OperationResult, TransactionResult
-from kvorumpb.v1.kv_pb2 import Call, Leadership, Reply, SessionRequest, SessionResponse
+from kvorumpb.v1.kv_pb2 import Call, CallPart, Leadership, Reply, SessionRequest, SessionResponse
 
 Script = Callable[[Call], Reply | KvorumError | None]
 """What a node answers: a reply, an error, or nothing at all."""
@@ -84,6 +85,8 @@ class FakeNode:
         self.registrations: list[Call] = []
         self.messages: list[SessionRequest] = []
         self.calls: list[Call] = []
+        self.refuse_part: Callable[[CallPart], KvorumError | None] = lambda part: None
+        """What a node answers to a part before the call is whole, if anything."""
         self.sessions_opened = 0
         self.half_closed = 0
         self.reading = asyncio.Event()
@@ -165,6 +168,11 @@ class FakeNode:
         for stream in self._streams:
             stream.answer(call, script)
 
+    def say(self, response: SessionResponse) -> None:
+        """Say whatever it is, on every stream there is."""
+        for stream in self._streams:
+            stream.say(response)
+
     def break_streams(self) -> None:
         for stream in self._streams:
             stream.broken.set()
@@ -198,7 +206,7 @@ class FakeNode:
         await self.reading.wait()
         async for message in requests:
             calls = []
-            for call in message.calls:
+            for call in (*message.calls, *stream.assemble(message)):
                 if call.HasField("register_client"):
                     self.registrations.append(call)
                     stream.answer(call, self.on_register)
@@ -206,8 +214,11 @@ class FakeNode:
                     calls.append(call)
                     self.calls.append(call)
                     stream.answer(call, self.script)
-            if calls:
-                self.messages.append(SessionRequest(calls=calls))
+            if calls or message.HasField("part"):
+                kept = SessionRequest(calls=[one for one in message.calls if one in calls])
+                if message.HasField("part"):
+                    kept.part.CopyFrom(message.part)
+                self.messages.append(kept)
             await self.reading.wait()
         self.half_closed += 1
         # What is under way may still be answered.
@@ -224,6 +235,7 @@ class _Stream:
         self.broken = asyncio.Event()
         self._context = context
         self._outgoing: asyncio.Queue[SessionResponse] = asyncio.Queue()
+        self._parts: dict[int, list[CallPart]] = {}
 
     def say(self, response: SessionResponse) -> None:
         self._outgoing.put_nowait(response)
@@ -235,6 +247,22 @@ class _Stream:
         if reply is not None:
             reply.id = call.id
             self.say(SessionResponse(replies=[reply]))
+
+    def assemble(self, message: SessionRequest) -> list[Call]:
+        """The call that is whole with the part in the message, if there is one."""
+        if not message.HasField("part"):
+            return []
+        part = message.part
+        if part.abandoned or not (part.total_bytes or part.id in self._parts):
+            self._parts.pop(part.id, None)
+            return []
+        parts = self._parts.setdefault(part.id, [])
+        parts.append(part)
+        data = b"".join(one.data for one in parts)
+        if len(data) != parts[0].total_bytes:
+            return []
+        del self._parts[part.id]
+        return [Call.FromString(data)]
 
     async def write(self) -> None:
         while True:

@@ -138,10 +138,10 @@ class Host:
 
     def restart(self, *, applied: int = 0) -> None:
         """Start again from the disk, with a state machine that holds the entries to `applied`."""
-        self.raft = self._load(applied)
+        self.raft = self._load(applied, restarted=self.disk.hard_state != HardState())
         self.up = True
 
-    def _load(self, applied: int) -> Raft:
+    def _load(self, applied: int, *, restarted: bool = False) -> Raft:
         return Raft(
             self.node,
             self.disk,
@@ -149,6 +149,7 @@ class Host:
             applied=Index(applied),
             randint=self.randint,
             settings=self.settings,
+            restarted=restarted,
         )
 
     # Short ways into a role.

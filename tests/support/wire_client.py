@@ -10,6 +10,7 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
+from kvorum import limits
 from kvorum.channels import connect
 from kvorumpb.v1 import cluster_pb2, kv_pb2, watch_pb2
 
@@ -93,6 +94,33 @@ async def rest_of(session: Any) -> AsyncIterator[kv_pb2.SessionResponse]:
     """All responses until the node ends the session."""
     while isinstance(response := await session.read(), kv_pb2.SessionResponse):
         yield response
+
+
+async def replies_of(session: Any) -> AsyncIterator[kv_pb2.Reply]:
+    """All replies until the node ends the session, in the order in which they are complete."""
+    parts: dict[int, list[kv_pb2.ReplyPart]] = {}
+    async for response in rest_of(session):
+        for reply in response.replies:
+            yield reply
+        if response.HasField("part"):
+            part = response.part
+            together = parts.setdefault(part.id, [])
+            together.append(part)
+            data = b"".join(one.data for one in together)
+            if len(data) == together[0].total_bytes:
+                del parts[part.id]
+                yield kv_pb2.Reply.FromString(data)
+
+
+def in_parts(call: kv_pb2.Call, size_bytes: int = limits.MAX_PART_BYTES) -> list[kv_pb2.CallPart]:
+    """A call as it travels if it is large."""
+    data = call.SerializeToString()
+    parts = [
+        kv_pb2.CallPart(id=call.id, data=data[start : start + size_bytes])
+        for start in range(0, len(data), size_bytes)
+    ]
+    parts[0].total_bytes = len(data)
+    return parts
 
 
 def details(error: grpc.aio.AioRpcError) -> tuple[ErrorInfo, RetryInfo | None]:

@@ -2,6 +2,7 @@
 
     cluster.py     which node a call goes to, and what happens if it fails
     session.py     one stream to one node
+    parts.py       large calls and replies on it
     leadership.py  who leads, as far as nodes have said
     window.py      the numbers of writes, by which the store applies each of them once
     embedded.py    a store in this process

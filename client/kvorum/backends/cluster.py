@@ -21,6 +21,9 @@ waits for that. Two things are left to a caller who wants to know:
 - that the store has forgotten the client meanwhile, as it does when there are very many:
   `OutcomeUnknown` for what was sent before and may have been applied then. What was not,
   is sent anew by a new client.
+
+A read that may be stale goes to whoever answers, the leader or not: mostly the leader, as
+its stream is there. A node that is too far behind for it sends it on to the leader.
 """
 
 import asyncio
@@ -48,6 +51,7 @@ from kvorum.errors import (
     OutcomeUnknown,
     QuotaExceeded,
     ShuttingDown,
+    TooStale,
 )
 from kvorum.status import from_status, retry_delay_seconds
 from kvorumpb.v1.kv_pb2 import Call, Leadership, Reply
@@ -188,7 +192,7 @@ class ClusterBackend:
         if reply.HasField("error"):
             self._on_error(session, pending, reply)
             return
-        if self._leader is None:
+        if self._leader is None and not pending.anywhere:
             self._prove(session)
         pending.succeed(reply)
 
@@ -199,6 +203,10 @@ class ClusterBackend:
         match error:
             case NotLeader() | NoLeader() | ShuttingDown():
                 self._refuse(session, error)
+                self._repeat(pending)
+                self._steer()
+            case TooStale() if pending.anywhere:
+                pending.anywhere, pending.too_stale = False, error
                 self._repeat(pending)
                 self._steer()
             case KvorumError(retryable=True):
@@ -268,8 +276,9 @@ class ClusterBackend:
     def _route(self, pending: PendingCall) -> None:
         if pending.is_write and pending.window is None and not self._number(pending):
             return
-        if self._leader is not None:
-            self._leader.submit(pending)
+        session = self._find_any() if pending.anywhere else self._leader
+        if session is not None:
+            session.submit(pending)
         else:
             self._repeat(pending)
             self._steer()
@@ -349,14 +358,36 @@ class ClusterBackend:
         self._leader = self._find_leader(now)
         if self._leader is None:
             self._ask_all(now)
+            self._let_anybody_read()
             self._probe(now)
             return
         if self._leader.silent_for() > PATIENCE_SECONDS:
             self._ask_all(now)
+            self._let_anybody_read()
         else:
             self._retire_others(self._leader)
         for pending in tuple(self._waiting.values()):
             self._leader.submit(pending)
+
+    def _let_anybody_read(self) -> None:
+        """Give the reads that any node may answer to one that does."""
+        session = self._find_any()
+        if session is None:
+            return
+        waiting = tuple(self._waiting.values())
+        if self._leader is not None and session is not self._leader:
+            waiting += self._leader.give_away_reads()
+        for pending in waiting:
+            if pending.anywhere:
+                session.submit(pending)
+
+    def _find_any(self) -> Session | None:
+        """A stream to a node that answers: the leader's, if it does, since that one is there."""
+        if self._leader is not None and self._leader.silent_for() <= PATIENCE_SECONDS:
+            return self._leader
+        sessions = [node.session for node in self._nodes.values() if node.session is not None]
+        answering = [session for session in sessions if session.is_open]
+        return min(answering, key=Session.silent_for, default=self._leader)
 
     def _find_leader(self, now: float) -> Session | None:
         named = self._nodes.get(self._view.address)
@@ -391,8 +422,11 @@ class ClusterBackend:
             return
         for node in self._nodes.values():
             session = node.open_session(now)
-            if session is not None and self._waiting and not (session.unsent or session.in_flight):
-                session.submit(next(iter(self._waiting.values())))
+            if session is None or not session.is_idle:
+                continue
+            pending = next((one for one in self._waiting.values() if not one.anywhere), None)
+            if pending is not None:
+                session.submit(pending)
 
     # Streams.
 
@@ -444,10 +478,13 @@ class ClusterBackend:
     def _take_back(self, session: Session) -> None:
         """Let everything on the stream wait for another one, but for the writes that were sent."""
         reads = [pending for pending in session.in_flight.values() if not pending.is_write]
-        for pending in (*reads, *session.unsent.values()):
+        for pending in (*reads, *session.not_handed_over()):
             self._repeat(pending)
 
     def _expire(self, pending: PendingCall) -> None:
+        if pending.too_stale is not None:
+            pending.fail(pending.too_stale)
+            return
         nodes = ", ".join(self._nodes)
         cause = self._last_failure
         began_at = pending.deadline - pending.timeout_seconds

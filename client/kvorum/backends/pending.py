@@ -13,8 +13,8 @@ from typing import Final
 
 from kvorum import limits
 from kvorum.backends.window import Window
-from kvorum.errors import DeadlineExceeded, KvorumError
-from kvorumpb.v1.kv_pb2 import Call, Origin, Reply
+from kvorum.errors import DeadlineExceeded, KvorumError, TooStale
+from kvorumpb.v1.kv_pb2 import Call, Consistency, Origin, Reply
 
 RESOLUTION_SECONDS: Final = 0.01
 """A deadline is noticed this much late at most: calls of the same moment share a timer."""
@@ -24,6 +24,7 @@ class PendingCall:
     """One call on its way. Owned by its backend, awaited by its caller."""
 
     __slots__ = (
+        "anywhere",
         "attempts",
         "bucket",
         "call",
@@ -37,6 +38,7 @@ class PendingCall:
         "sent",
         "sent_at",
         "timeout_seconds",
+        "too_stale",
         "window",
     )
 
@@ -58,6 +60,10 @@ class PendingCall:
         self.sent_at = 0.0
         self.lost = False
         """True once an attempt was sent, and nobody can say what became of it."""
+        self.anywhere = _is_stale_read(call)
+        """True if any node may answer."""
+        self.too_stale: TooStale | None = None
+        """Why the leader is asked after all."""
 
     @property
     def maybe_applied(self) -> bool:
@@ -85,13 +91,21 @@ class PendingCall:
             self.window.settle(self.origin.sequence)
         self.window = self.origin = None
 
-    def start(self, now: float) -> None:
-        """Make the call ready to be handed over: from here on a node may see it."""
+    def prepare(self, now: float) -> None:
+        """Write into the call what the node is to know of this attempt."""
         remaining_ms = int((self.deadline - now) * 1000)
         self.call.id = self.id
         self.call.timeout_ms = min(max(remaining_ms, 1), limits.MAX_CALL_TIMEOUT_MS)
         if self.window is not None and self.origin is not None:
             self.origin.acknowledged = self.window.acknowledged
+
+    def start(self, now: float) -> None:
+        """Make the call ready to be handed over: from here on a node may see it."""
+        self.prepare(now)
+        self.hand_over(now)
+
+    def hand_over(self, now: float) -> None:
+        """From here on a node may have seen the whole of it."""
         self.sent = True
         self.sent_at = now
 
@@ -158,6 +172,16 @@ def _is_write(call: Call) -> bool:
             )
         case _:
             return True
+
+
+def _is_stale_read(call: Call) -> bool:
+    match call.WhichOneof("request"):
+        case "get":
+            return call.get.consistency == Consistency.STALE
+        case "list":
+            return call.list.consistency == Consistency.STALE
+        case _:
+            return False
 
 
 class Deadlines:

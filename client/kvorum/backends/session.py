@@ -5,19 +5,22 @@ with what else was made in the same turn of the event loop. What arrives while t
 last message is not answered in full forms the next one: a message costs each end
 about as much as twenty calls in it. It leaves SEND_INTERVAL_SECONDS after the
 last message at the latest, so that one slow call holds up no other. A message
-that flow control holds back holds back the next one.
+that flow control holds back holds back the next one. A call above limits.MAX_BATCH_BYTES
+travels in parts (parts.py), one with each message: the small calls do not wait for it.
 
 A session does not decide anything: it tells its owner what it hears, and leaves
 behind what was not answered when it ended.
 """
 
 import asyncio
-from itertools import count, islice
+from collections.abc import Iterator
+from itertools import chain, count, islice
 from typing import Final, Protocol
 
 import grpc.aio
 
 from kvorum import limits
+from kvorum.backends.parts import LargeCalls, ReplyAssembly
 from kvorum.backends.pending import PendingCall
 from kvorumpb.v1.kv_pb2 import Call, Leadership, Reply, SessionRequest, SessionResponse
 
@@ -54,9 +57,14 @@ class Session:
             response_deserializer=SessionResponse.FromString,
         )()
         self._wake = asyncio.Event()
+        self._large = LargeCalls(self.in_flight, wake=self._wake.set)
+        self._arriving = ReplyAssembly()
         self._sent_at = 0.0
+        self._written_at = 0.0
         self.heard_at = 0.0
         """When the node last said anything, by the loop's clock."""
+        self._owed_since: float | None = None
+        """When calls were sent that others were asked for since, without a word from the node."""
         self._first_of_last = 0
         self._unanswered_of_last = 0
         self._given_up = False
@@ -70,11 +78,35 @@ class Session:
             self._wake.set()
 
     def silent_for(self) -> float:
-        """For how many seconds the node has owed an answer without saying anything."""
-        if not self.in_flight:
+        """For how many seconds the node has owed an answer without saying anything.
+
+        Or else has taken nothing of a large call.
+        """
+        if self._owed_since is not None:
+            since = self._owed_since
+        elif self.in_flight:
+            since = next(iter(self.in_flight.values())).sent_at
+        elif self._large.is_sending:
+            since = self._written_at
+        else:
             return 0.0
-        oldest = next(iter(self.in_flight.values()))
-        return self._loop.time() - max(self.heard_at, oldest.sent_at)
+        return self._loop.time() - max(self.heard_at, since)
+
+    def give_away_reads(self) -> tuple[PendingCall, ...]:
+        """The reads that another node may answer; this one goes on owing an answer."""
+        given = tuple(one for one in self.in_flight.values() if one.anywhere)
+        if given and self._owed_since is None:
+            self._owed_since = given[0].sent_at
+        return given + tuple(one for one in self.unsent.values() if one.anywhere)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call is on the session."""
+        return not (self.unsent or self.in_flight or self._large.waiting)
+
+    def not_handed_over(self) -> Iterator[PendingCall]:
+        """The calls that the node cannot have carried out."""
+        return chain(tuple(self.unsent.values()), tuple(self._large.waiting.values()))
 
     def retire(self, *, grace_seconds: float) -> None:
         """Send nothing more; end when the node has answered everything, or after the grace."""
@@ -109,18 +141,26 @@ class Session:
 
     def _hear(self, response: SessionResponse) -> None:
         self.heard_at = self._loop.time()
+        self._owed_since = None
         if response.HasField("leadership") or not self.is_open:
             self.is_open = True
             self._owner.on_leadership(self, response.leadership)
         for reply in response.replies:
-            if reply.id >= self._first_of_last:
-                self._unanswered_of_last -= 1
-            pending = self.in_flight.get(reply.id)
-            if pending is not None:
-                pending.move(None)
-                self._owner.on_reply(self, pending, reply)
+            self._settle(reply)
+        if response.HasField("part"):
+            assembled = self._arriving.take(response.part)
+            if assembled is not None:
+                self._settle(assembled)
         if self.unsent:
             self._wake.set()
+
+    def _settle(self, reply: Reply) -> None:
+        if not self._large.answered(reply.id) and reply.id >= self._first_of_last:
+            self._unanswered_of_last -= 1
+        pending = self.in_flight.get(reply.id) or self._large.waiting.get(reply.id)
+        if pending is not None:
+            pending.move(None)
+            self._owner.on_reply(self, pending, reply)
 
     async def _write(self) -> None:
         try:
@@ -131,6 +171,7 @@ class Session:
                     await self._wake.wait()
                 else:
                     await self._stream.write(request)
+                    self._written_at = self._loop.time()
             await self._stream.done_writing()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             # The stream is over; the reader learns why.
@@ -138,21 +179,27 @@ class Session:
 
     def _next_message(self) -> SessionRequest | None:
         """Take what may leave now, or see to it that the writer wakes when something may."""
-        if not self.is_open or not self.unsent:
+        if not self.is_open:
             return None
         now = self._loop.time()
+        calls = self._take(now) if self._may_take(now) else []
+        part = self._large.next_part(now)
+        if calls:
+            self._sent_at = now
+            self._first_of_last = calls[0].id
+            self._unanswered_of_last = len(calls)
+        return SessionRequest(calls=calls, part=part) if calls or part is not None else None
+
+    def _may_take(self, now: float) -> bool:
+        """Tell whether calls may leave; if some must wait, the writer will be woken."""
+        if not self.unsent:
+            return False
         due = self._sent_at + SEND_INTERVAL_SECONDS
         if self._unanswered_of_last and now < due and len(self.unsent) < limits.MAX_BATCH_CALLS:
             if self._timer is None:
                 self._timer = self._loop.call_at(due, self._on_timer)
-            return None
-        calls = self._take(now)
-        if not calls:
-            return None
-        self._sent_at = now
-        self._first_of_last = calls[0].id
-        self._unanswered_of_last = len(calls)
-        return SessionRequest(calls=calls)
+            return False
+        return True
 
     def _take(self, now: float) -> list[Call]:
         calls: list[Call] = []
@@ -161,8 +208,12 @@ class Session:
             if pending.future.done():
                 pending.move(None)
                 continue
-            size += pending.call.ByteSize()
-            if calls and size > limits.MAX_BATCH_BYTES:
+            size_bytes = pending.call.ByteSize()
+            if size_bytes > limits.MAX_BATCH_BYTES:
+                self._large.add(pending)
+                continue
+            size += size_bytes
+            if size > limits.MAX_BATCH_BYTES:
                 break
             pending.move(self.in_flight, pending.id)
             pending.start(now)

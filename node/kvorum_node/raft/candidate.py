@@ -45,6 +45,7 @@ def stand(raft: Raft, *, pre: bool, transfer: bool = False) -> None:
         raft.become_follower(raft.term, None)
         return
     raft.role = role = Candidate(pre)
+    raft.bound_elapsed = raft.settings.election_ticks
     raft.reset_election_timeout()
     term = Term(raft.term + 1)
     if not pre:

@@ -18,6 +18,7 @@ from kvorum_node.raft import candidate, follower, leader
 from kvorum_node.raft.candidate import Candidate
 from kvorum_node.raft.configuration import Change, Configuration
 from kvorum_node.raft.follower import Follower
+from kvorum_node.raft.freshness import Freshness
 from kvorum_node.raft.leader import Leader
 from kvorum_node.raft.log import LogReader, RaftLog, Snapshot
 from kvorum_node.raft.messages import (
@@ -100,7 +101,13 @@ class Raft:
         applied: Index,
         randint: Callable[[int, int], int],
         settings: Settings | None = None,
+        restarted: bool = False,
     ) -> None:
+        """Go on where the log and the hard state were left.
+
+        Args:
+            restarted: this member may have promised a leader its loyalty a moment ago.
+        """
         self.node = node
         self.settings = settings or Settings()
         self.term = hard_state.term
@@ -108,6 +115,12 @@ class Raft:
         self.log = RaftLog(log, committed=max(hard_state.commit, applied), applied=applied)
         self.role: Follower | Candidate | Leader = Follower()
         self.election_timeout = 0
+        self.clock = 0
+        """Ticks that have passed by the host's clock: see `keep_time`."""
+        self.bound_elapsed = 0 if restarted else self.settings.election_ticks
+        """Ticks since a leader was last heard, of whatever term. For an election time-out, this
+        member votes for nobody: that is what a leader's lease rests on (read_index.py)."""
+        self.freshness = Freshness()
         self.reads: list[ReadState] = []
         self.snapshots_to: list[NodeId] = []
         self._randint = randint
@@ -115,6 +128,7 @@ class Raft:
         self._messages: list[Message] = []
         self._promises: list[Message] = []
         self._awaits_advance = False
+        self._keeps_time = False
         self.reset_election_timeout()
 
     # What the host may ask.
@@ -151,8 +165,20 @@ class Raft:
 
     # Inputs.
 
+    def keep_time(self, clock: int) -> None:
+        """The host's clock shows this, in ticks, and never goes back.
+
+        It counts what `tick` does not: time in which the process stood still. Call it before
+        anything else whenever the host has waited; without it, each tick counts as one.
+        """
+        self._keeps_time = True
+        self.clock = max(self.clock, clock)
+
     def tick(self) -> None:
         """Let one unit of time pass."""
+        if not self._keeps_time:
+            self.clock += 1
+        self.bound_elapsed += 1
         match self.role:
             case Follower():
                 follower.tick(self, self.role)
@@ -177,6 +203,8 @@ class Raft:
         elif message.term < self.term:
             self._answer_outdated(message)
             return
+        elif isinstance(message, RequestVote) and not message.pre and self._disregards(message):
+            return  # the term has risen without an election, and a promise does not end with it
         handler = HANDLERS.get((type(self.role), type(message)))
         if handler is not None:
             handler(self, self.role, message)
@@ -191,13 +219,15 @@ class Raft:
         """
         return leader.propose(self, self._leading(), data, kind)
 
-    def read_index(self, request: int) -> None:
+    def read_index(self, request: int, *, lease: bool = False) -> None:
         """Ask for a linearizable read: Ready.reads will hold the request, unless the role is lost.
+
+        With `lease`, it is so as long as clocks run alike (read_index.py), and mostly at once.
 
         Raises:
             NotLeading
         """
-        self._leading().reads.add(request)
+        leader.read(self, self._leading(), request, lease=lease)
 
     def change_members(self, changes: Sequence[Change], *, force: bool = False) -> Position:
         """Change the members, in one step of the group; returns where the first entry stands.
@@ -290,6 +320,16 @@ class Raft:
         self.snapshots_to.clear()
         return ready
 
+    def signs_of_life(self) -> Sequence[Heartbeat]:
+        """Heartbeats that may be sent at any time, also between `ready` and `advance`.
+
+        None but of a leader that has committed an entry of its term: that term is on the
+        disks of a majority, and its own, so these promise nothing that is not written.
+        """
+        if isinstance(self.role, Leader) and self.role.established:
+            return leader.heartbeats(self, self.role)
+        return ()
+
     def advance(self, ready: Ready) -> None:
         """The host has done all that the Ready asked for."""
         if not self._awaits_advance:
@@ -297,6 +337,7 @@ class Raft:
         self._awaits_advance = False
         if ready.committed:
             self.log.applied = max(self.log.applied, ready.committed[-1].index)
+        self.freshness.applied(self.log.applied)
         if ready.snapshot is not None:
             self.log.installed()
         # What was written before a snapshot that came meanwhile goes when that is installed.
@@ -349,10 +390,10 @@ class Raft:
         if not isinstance(message, RequestVote) or message.transfer:
             return False
         match self.role:
-            case Follower(leader=known, elapsed=elapsed):
-                return known is not None and elapsed < self.settings.election_ticks
+            case Follower():
+                return self.bound_elapsed < self.settings.election_ticks
             case Leader():
-                return True  # it checks its quorum itself
+                return message.term > self.term  # it checks its quorum itself
             case Candidate():
                 return False
 

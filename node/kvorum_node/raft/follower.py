@@ -36,7 +36,7 @@ def tick(raft: Raft, role: Follower) -> None:
 
 
 def on_append_entries(raft: Raft, role: Follower, message: AppendEntries) -> None:
-    _heard(role, message.sender)
+    _heard(raft, role, message.sender)
     log = raft.log
     if message.previous.index < log.committed:
         # An old message: all that it could say before the commit index is known already.
@@ -59,21 +59,23 @@ def on_append_entries(raft: Raft, role: Follower, message: AppendEntries) -> Non
 
 
 def on_heartbeat(raft: Raft, role: Follower, message: Heartbeat) -> None:
-    _heard(role, message.sender)
+    _heard(raft, role, message.sender)
     raft.log.commit_to(message.commit)
+    raft.freshness.learn(message.committed, message.echo)
     raft.promise(
         HeartbeatReply(
             sender=raft.node,
             recipient=message.sender,
             term=raft.term,
             read_round=message.read_round,
+            clock=raft.clock,
         )
     )
 
 
 def on_install_snapshot(raft: Raft, role: Follower, message: InstallSnapshot) -> None:
     """Take the snapshot for the log through its last entry, if there is news in it."""
-    _heard(role, message.sender)
+    _heard(raft, role, message.sender)
     log = raft.log
     if message.last.index <= log.committed:
         _accept(raft, message.sender, log.committed)  # older than what is here: never go back
@@ -90,9 +92,9 @@ def on_timeout_now(raft: Raft, role: Follower, message: TimeoutNow) -> None:
     candidate.stand(raft, pre=False, transfer=True)
 
 
-def _heard(role: Follower, leader: NodeId) -> None:
+def _heard(raft: Raft, role: Follower, leader: NodeId) -> None:
     role.leader = leader
-    role.elapsed = 0
+    role.elapsed = raft.bound_elapsed = 0
 
 
 def _accept(raft: Raft, leader: NodeId, index: Index) -> None:

@@ -23,7 +23,7 @@ from kvorum_node.raft.messages import (
 )
 from kvorum_node.raft.progress import Inflight, Progress
 from kvorum_node.raft.quorum import is_quorum, reached
-from kvorum_node.raft.read_index import ReadIndex
+from kvorum_node.raft.read_index import ReadIndex, ReadState
 from kvorum_node.raft.types import (
     ChangeRefused,
     Entry,
@@ -107,6 +107,13 @@ def propose(raft: Raft, role: Leader, data: bytes, kind: EntryKind) -> Position:
     return _append(raft, role, data, kind)
 
 
+def read(raft: Raft, role: Leader, request: int, *, lease: bool) -> None:
+    if lease and role.established and role.reads.has_lease(raft.clock, raft.settings.lease_ticks):
+        raft.reads.append(ReadState((request,), raft.log.committed))
+    else:
+        role.reads.add(request)
+
+
 def change_members(raft: Raft, role: Leader, changes: Sequence[Change], *, force: bool) -> Position:
     return _configure(raft, role, membership.plan(raft, role, changes, force=force))
 
@@ -136,6 +143,7 @@ def on_heartbeat_reply(raft: Raft, role: Leader, message: HeartbeatReply) -> Non
     progress.hear()
     progress.alive(raft.log.last_index)
     progress.read_round = max(progress.read_round, message.read_round)
+    progress.clock = max(progress.clock, message.clock)
     _confirm_reads(raft, role)
 
 
@@ -184,13 +192,14 @@ def has_work(raft: Raft, role: Leader) -> bool:
 
 def send_what_is_due(raft: Raft, role: Leader) -> None:
     if role.established and role.reads.has_waiting:
-        role.reads.start_round(raft.log.committed)
+        role.reads.start_round(raft.log.committed, raft.clock)
         _send_heartbeats(raft, role)
         _confirm_reads(raft, role)  # alone, this member is the majority
     for member, progress in role.progress.items():
         _send_appends(raft, member, progress)
     if role.transfer is not None and _may_hand_over(role, raft.log.last_index):
         role.transfer.sent = True
+        role.reads.end_leases()
         raft.send(TimeoutNow(sender=raft.node, recipient=role.transfer.target, term=raft.term))
 
 
@@ -236,19 +245,26 @@ def _send_appends(raft: Raft, member: NodeId, progress: Progress) -> None:
         )
 
 
+def heartbeats(raft: Raft, role: Leader) -> list[Heartbeat]:
+    return [
+        Heartbeat(
+            sender=raft.node,
+            recipient=member,
+            term=raft.term,
+            # Only what the follower certainly has: beyond its match it may hold other entries.
+            commit=min(progress.match, raft.log.committed),
+            read_round=role.reads.newest,
+            committed=raft.log.committed,
+            echo=progress.clock,
+        )
+        for member, progress in role.progress.items()
+    ]
+
+
 def _send_heartbeats(raft: Raft, role: Leader) -> None:
     role.since_heartbeat = 0
-    for member, progress in role.progress.items():
-        raft.send(
-            Heartbeat(
-                sender=raft.node,
-                recipient=member,
-                term=raft.term,
-                # Only what the follower certainly has: beyond its match it may hold other entries.
-                commit=min(progress.match, raft.log.committed),
-                read_round=role.reads.newest,
-            )
-        )
+    for heartbeat in heartbeats(raft, role):
+        raft.send(heartbeat)
 
 
 def _confirm_reads(raft: Raft, role: Leader) -> None:
@@ -278,6 +294,7 @@ def _configure(raft: Raft, role: Leader, configuration: Configuration) -> Positi
     position = _append(raft, role, configuration.encode(), EntryKind.CONFIGURATION)
     _follow_configuration(raft, role)
     _confirm_reads(raft, role)  # who has not answered yet may be needed no more
+    role.reads.end_lease()
     return position
 
 

@@ -7,9 +7,12 @@ carry the term that the candidate *would* stand in.
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from kvorum_node.raft.configuration import Configuration
 from kvorum_node.raft.types import Entry, Index, NodeId, Position, Term
+
+NOTHING: Final = Index(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,12 +84,21 @@ class Heartbeat(Message):
     """The leader lives. `read_round` is its newest question whether it still leads."""
 
     commit: Index
+    """Within what the recipient certainly has."""
+
     read_round: int = 0
+    committed: Index = NOTHING
+    """How far the leader has committed, whether the recipient has that or not."""
+
+    echo: int = 0
+    """The newest `clock` that the leader has heard from the recipient; 0 is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeartbeatReply(Message):
     read_round: int = 0
+    clock: int = 0
+    """The sender's, for its own use: see `freshness.py`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

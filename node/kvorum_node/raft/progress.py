@@ -88,6 +88,9 @@ class Progress:
     read_round: int = 0
     """The newest read round that the follower has answered."""
 
+    clock: int = 0
+    """The newest that the follower has said of its clock."""
+
     @property
     def recently_active(self) -> bool:
         """Heard from within two election time-outs, and surely if within one; or not known yet."""

@@ -106,6 +106,11 @@ class Settings:
     max_apply_bytes: int = 4 << 20
     """Committed entries in one Ready, so that applying a long backlog leaves room for the rest."""
 
+    @property
+    def lease_ticks(self) -> int:
+        """How long a leader may count on those who have confirmed it: read_index.py says why."""
+        return (self.election_ticks - 1) * 9 // 10
+
     def __post_init__(self) -> None:
         if not 0 < self.heartbeat_ticks * 3 <= self.election_ticks:
             raise ValueError(

@@ -9,7 +9,8 @@ state machine what it does, and kvorum/status.py how an error travels.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from kvorum import limits
 from kvorum.errors import (
@@ -29,12 +30,14 @@ from kvorum.errors import (
 )
 from kvorum.status import to_status
 from kvorum_node import validation
+from kvorum_node.admission import Admission
 from kvorum_node.group import Group
 from kvorum_node.machine import Listing
 from kvorum_node.space import takes_space
 from kvorumpb.v1.command_pb2 import Command, CommandBatch, OperationError, TransactionResult
 from kvorumpb.v1.kv_pb2 import (
     Call,
+    Consistency,
     DeleteRequest,
     GetRequest,
     GetResponse,
@@ -44,7 +47,11 @@ from kvorumpb.v1.kv_pb2 import (
     TxnRequest,
 )
 
-Emit = Callable[[Iterable[Reply]], None]
+Answer = Reply | Callable[[], Reply | None]
+"""A reply, or how to make it: a read is carried out then, and again if it is asked for again. What
+takes long gives None, and is answered later."""
+
+Emit = Callable[[Iterable[Answer]], None]
 
 _OPERATION_ERRORS: dict[int, type[KvorumError]] = {
     OperationError.NOT_AN_INTEGER: NotAnInteger,
@@ -61,8 +68,10 @@ _OPERATION_ERRORS: dict[int, type[KvorumError]] = {
 class Dispatcher:
     """Serves the calls of one node's clients."""
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, admission: Admission | None = None) -> None:
+        """Serve calls of a group. Without an admission, what they return is not counted."""
         self._group = group
+        self._admission = admission or Admission()
         self._draining = False
         self._closed = False
         self._reading_transactions = 0
@@ -80,11 +89,11 @@ class Dispatcher:
             await asyncio.wait(self._long_lists)
 
     def dispatch(self, calls: Iterable[Call], emit: Emit) -> None:
-        """Start the calls. `emit` is given each one's reply exactly once, at once or in parts.
+        """Start the calls. `emit` is given each one's answer exactly once, at once or in parts.
 
-        It may take the replies from what it is given when it has room for them: a
-        read is carried out then, so that its records wait for nobody in memory. Only a
-        list that takes long is carried out in a task of its own.
+        It may make the replies of reads when it has room for them, so that their records
+        wait for nobody in memory. Only a list that takes long is carried out in a task of its
+        own, and its reply is emitted when it is done.
         """
         loop = asyncio.get_running_loop()
         refused: list[Reply] = []
@@ -100,7 +109,7 @@ class Dispatcher:
                 if shortage is not None and takes_space(call):
                     raise shortage
                 gets = _is_transaction_with_gets(call)
-                if gets and self._reading_transactions >= limits.MAX_READING_TRANSACTIONS:
+                if gets and self._may_read_no_more():
                     raise _too_many_reading_transactions()
                 if _add_command(call, commands):
                     writes.append(call)
@@ -115,24 +124,32 @@ class Dispatcher:
         if writes:
             self._write(writes, commands, deadline, emit)
         if reads:
-            self._read(reads, deadline, emit)
+            self._read_by_consistency(reads, deadline, emit)
         if refused:
             emit(refused)
 
     async def execute(self, calls: Sequence[Call]) -> list[Reply]:
         """Serve the calls and return their replies, in any order. Raises nothing of its own."""
         replies: list[Reply] = []
+        count = len(calls)
         done = asyncio.get_running_loop().create_future()
 
-        def collect(some: Iterable[Reply]) -> None:
-            replies.extend(some)
-            if len(replies) == len(calls) and not done.done():
+        def collect(some: Iterable[Answer]) -> None:
+            made = (one if isinstance(one, Reply) else one() for one in some)
+            replies.extend(reply for reply in made if reply is not None)
+            if len(replies) == count and not done.done():
                 done.set_result(None)
 
         self.dispatch(calls, collect)
-        if calls:
+        del calls  # their values are in the log, or on the way there
+        if count:
             await done
         return replies
+
+    def _may_read_no_more(self) -> bool:
+        """Whether transactions return as much as may be: it cannot be made again."""
+        too_many = self._reading_transactions >= limits.MAX_READING_TRANSACTIONS
+        return too_many or self._admission.replies.is_exhausted
 
     def _write(
         self, calls: list[Call], commands: CommandBatch, deadline: float, emit: Emit
@@ -170,9 +187,31 @@ class Dispatcher:
 
         future.add_done_callback(answer)
 
-    def _read(self, calls: list[Call], deadline: float, emit: Emit) -> None:
+    def _read_by_consistency(self, calls: list[Call], deadline: float, emit: Emit) -> None:
+        linearizable: list[Call] = []
+        lease: list[Call] = []
+        stale: list[Call] = []
+        for call in calls:
+            request = _read_request(call)
+            match request.consistency:
+                case Consistency.STALE if request.max_staleness_ms and self._group.leads:
+                    lease.append(call)  # it leads as far as it knows: that must be recent
+                case Consistency.STALE:
+                    stale.append(call)
+                case Consistency.LEASE:
+                    lease.append(call)
+                case _:
+                    linearizable.append(call)
+        if linearizable:
+            self._read(linearizable, deadline, emit, lease=False)
+        if lease:
+            self._read(lease, deadline, emit, lease=True)
+        if stale:
+            emit(partial(self._stale_reply, call, deadline, emit) for call in stale)
+
+    def _read(self, calls: list[Call], deadline: float, emit: Emit, *, lease: bool) -> None:
         try:
-            future = self._group.read(deadline=deadline)
+            future = self._group.read(deadline=deadline, lease=lease)
         except KvorumError as error:
             emit(_refusals((call.id for call in calls), error))
             return
@@ -180,23 +219,30 @@ class Dispatcher:
         def answer(future: asyncio.Future[None]) -> None:
             error = future.exception()
             if error is None:
-                emit(self._read_replies(calls, deadline, emit))
+                emit(partial(self._read_reply, call, deadline, emit) for call in calls)
             else:
                 emit(_refusals((call.id for call in calls), error))
 
         future.add_done_callback(answer)
 
-    def _read_replies(self, calls: list[Call], deadline: float, emit: Emit) -> Iterator[Reply]:
-        for call in calls:
-            reply = Reply(id=call.id)
-            try:
-                if call.WhichOneof("request") == "get":
-                    self._get(call.get, reply.get)
-                elif not self._list(call.list, reply, deadline, emit):
-                    continue
-            except KvorumError as error:
-                reply.error.CopyFrom(to_status(error))
-            yield reply
+    def _stale_reply(self, call: Call, deadline: float, emit: Emit) -> Reply | None:
+        try:
+            self._group.require_fresh(_read_request(call).max_staleness_ms)
+        except KvorumError as error:
+            return Reply(id=call.id, error=to_status(error))
+        return self._read_reply(call, deadline, emit)
+
+    def _read_reply(self, call: Call, deadline: float, emit: Emit) -> Reply | None:
+        """The reply, or None if it takes long: then it is emitted when it is done."""
+        reply = Reply(id=call.id)
+        try:
+            if call.WhichOneof("request") == "get":
+                self._get(call.get, reply.get)
+            elif not self._list(call.list, reply, deadline, emit):
+                return None
+        except KvorumError as error:
+            reply.error.CopyFrom(to_status(error))
+        return reply
 
     def _get(self, request: GetRequest, response: GetResponse) -> None:
         machine = self._group.machine
@@ -315,6 +361,10 @@ def _too_many_long_lists() -> Overloaded:
         limit="MAX_LONG_LISTS",
         maximum=limits.MAX_LONG_LISTS,
     )
+
+
+def _read_request(call: Call) -> GetRequest | ListRequest:
+    return call.get if call.WhichOneof("request") == "get" else call.list
 
 
 def _validate_read(call: Call) -> None:

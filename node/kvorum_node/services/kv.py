@@ -1,28 +1,30 @@
-"""The KV service: unary methods, and the session stream that carries many calls a message.
+"""The KV service: unary methods, and the session stream (session.py) of many calls a message.
 
 Rules: every call goes through the dispatcher; a unary call that arrives at
-another node than the leader is passed on, once; nothing is decided here.
+another node than the leader is passed on, once, as the bytes that it came in.
 """
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
 import grpc
 import grpc.aio
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc.status_pb2 import Status
 
 from kvorum import limits
 from kvorum.channels import connect
-from kvorum.errors import NotLeader
+from kvorum.errors import InvalidArgument, NotLeader, Overloaded
 from kvorum.status import DETAILS_KEY, from_rpc_error, from_status, to_status
+from kvorum_node.admission import RETRY_DELAY_MS
 from kvorum_node.node import Node
-from kvorum_node.raft.types import node_name
+from kvorum_node.services.session import Session
 from kvorumpb.v1 import kv_pb2
+from kvorumpb.v1.kv_pb2 import Reply
 
 SERVICE = "kvorumpb.v1.KV"
 
@@ -68,14 +70,14 @@ class KvService:
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             method.name: grpc.unary_unary_rpc_method_handler(
                 self._unary(method),
-                request_deserializer=method.request.FromString,
+                request_deserializer=None,
                 response_serializer=method.response.SerializeToString,
             )
             for method in _UNARY
         }
         methods["Session"] = grpc.stream_stream_rpc_method_handler(
             self._session,
-            request_deserializer=kv_pb2.SessionRequest.FromString,
+            request_deserializer=None,
             response_serializer=kv_pb2.SessionResponse.SerializeToString,
         )
         return grpc.method_handlers_generic_handler(SERVICE, methods)
@@ -85,36 +87,84 @@ class KvService:
             await channel.close()
         self._channels.clear()
 
-    def _unary(self, method: _Unary) -> Callable[[Message, Context], Awaitable[Message]]:
-        async def serve(request: Message, context: Context) -> Message:
-            call = kv_pb2.Call(timeout_ms=_remaining_ms(context))
-            getattr(call, method.field).CopyFrom(request)
-            reply = (await self._node.dispatcher.execute([call]))[0]
-            if not reply.HasField("error"):
-                answer: Message = getattr(reply, method.field)
-                return answer
-            error = from_status(reply.error)
-            address = error.metadata.get("address")
-            if isinstance(error, NotLeader) and address and not _was_forwarded(context):
-                return await self._forward(method, request, address, context)
+    def _unary(self, method: _Unary) -> Callable[[bytes, Context], Awaitable[Message]]:
+        async def serve(data: bytes, context: Context) -> Message:
+            try:
+                with self._counted(data):
+                    reply = await self._execute(method, data, context)
+                    if not reply.HasField("error"):
+                        return self._answer(method, reply, context)
+                    error = from_status(reply.error)
+                    address = error.metadata.get("address")
+                    if isinstance(error, NotLeader) and address and not _was_forwarded(context):
+                        return await self._forward(method, data, address, context)
+            except Overloaded as overloaded:
+                await abort(context, to_status(overloaded, retry_delay_ms=RETRY_DELAY_MS))
             await abort(context, reply.error)
 
         return serve
 
+    @contextmanager
+    def _counted(self, data: bytes) -> Iterator[None]:
+        """Have room for a large request. Raises Overloaded.
+
+        gRPC reads the whole of it before anybody is asked: only what comes of it is spared.
+        """
+        if len(data) <= limits.MAX_BATCH_BYTES:
+            yield
+            return
+        reservation = self._node.admission.calls.reserve(len(data))
+        try:
+            yield
+        finally:
+            reservation.release()
+
+    async def _execute(self, method: _Unary, data: bytes, context: Context) -> Reply:
+        call = kv_pb2.Call(timeout_ms=_remaining_ms(context))
+        request: Message = getattr(call, method.field)
+        request.SetInParent()
+        try:
+            request.MergeFromString(data)
+        except DecodeError:
+            malformed = InvalidArgument(f"the request is no {method.request.__name__}")
+            return Reply(error=to_status(malformed))
+        calls = [call]
+        del call, request  # or else a large value would stay in memory until it is answered
+        serving = self._node.dispatcher.execute(calls)
+        del calls
+        return (await serving)[0]
+
+    def _answer(self, method: _Unary, reply: Reply, context: Context) -> Message:
+        """What the reply has, counted until it is sent if it is large. Raises Overloaded."""
+        answer: Message = getattr(reply, method.field)
+        size = answer.ByteSize()
+        if size > limits.MAX_BATCH_BYTES:
+            replies = self._node.admission.replies
+            # What was written cannot be refused any more.
+            reservation = replies.take(size) if method.writes else replies.reserve(size)
+
+            def on_sent(ctx: Context) -> None:
+                del ctx
+                reservation.release()
+
+            context.add_done_callback(on_sent)  # type: ignore[arg-type]  # stubs: a class, no type
+        return answer
+
     async def _forward(
-        self, method: _Unary, request: Message, address: str, context: Context
+        self, method: _Unary, data: bytes, address: str, context: Context
     ) -> Message:
         """Pass the call on to the leader, and its answer or its error back."""
         if address not in self._channels:
             self._channels[address] = connect(address)
+        stub: grpc.aio.UnaryUnaryMultiCallable[bytes, Message]
         stub = self._channels[address].unary_unary(
             f"/{SERVICE}/{method.name}",
-            request_serializer=method.request.SerializeToString,
+            request_serializer=None,
             response_deserializer=method.response.FromString,
         )
         try:
             return await stub(
-                request,
+                data,
                 timeout=_remaining_ms(context) / 1000,
                 metadata=((_FORWARDED, str(self._node)),),
             )
@@ -122,104 +172,28 @@ class KvService:
             # A connection that broke says UNAVAILABLE, which of us means: not applied.
             await abort(context, to_status(from_rpc_error(error, write=method.writes)))
 
-    async def _session(
-        self, requests: AsyncIterator[kv_pb2.SessionRequest], context: Context
-    ) -> None:
-        session = _Session(self._node, context)
+    async def _session(self, messages: AsyncIterator[bytes], context: Context) -> None:
+        session = Session(self._node, context)
         forget = self._node.listen(session.announce)
         session.announce()
+        malformed = False
         try:
             async with asyncio.TaskGroup() as tasks:
                 writer = tasks.create_task(session.write())
-                async for request in requests:
-                    await session.take(request.calls)
+                async for message in messages:
+                    await session.take(message)
                 await session.finish()
                 await writer
         except* grpc.aio.InternalError:
             # gRPC's word for a stream that is dead: the client has dropped it, which is no news.
             logger.debug("%s lost a session while it was answering", self._node)
+        except* DecodeError:
+            malformed = True
         finally:
             forget()
-
-
-class _Session:
-    """One session stream: what is under way on it, and what waits to be written to it.
-
-    A call is under way until its reply has been written: a client that does not
-    read its replies is not read from either.
-    """
-
-    def __init__(self, node: Node, context: Context) -> None:
-        self._node = node
-        self._context = context
-        self._under_way = 0
-        self._replies: deque[Iterator[kv_pb2.Reply]] = deque()
-        self._leadership: kv_pb2.Leadership | None = None
-        self._ending = False
-        self._filled = asyncio.Event()
-        self._drained = asyncio.Event()
-        self._drained.set()
-
-    def announce(self) -> None:
-        """Tell the client who leads, and where the members are."""
-        raft = self._node.group.raft
-        addresses = raft.configuration.addresses
-        self._leadership = kv_pb2.Leadership(term=raft.term, members=addresses.values())
-        address = None if raft.leader is None else addresses.get(raft.leader)
-        if raft.leader is not None and address is not None:
-            self._leadership.leader = node_name(raft.leader)
-            self._leadership.address = address
-        self._filled.set()
-
-    async def take(self, calls: Iterable[kv_pb2.Call]) -> None:
-        """Start calls; waits while more are under way than a session may have."""
-        calls = tuple(calls)
-        self._under_way += len(calls)
-        self._node.dispatcher.dispatch(calls, self._emit)
-        if self._under_way >= limits.MAX_SESSION_CALLS:
-            self._drained.clear()
-            await self._drained.wait()
-
-    async def finish(self) -> None:
-        """Wait until every call is answered, and let `write` return after the last answer."""
-        if self._under_way:
-            self._drained.clear()
-            while self._under_way:
-                await self._drained.wait()
-                self._drained.clear()
-        self._ending = True
-        self._filled.set()
-
-    async def write(self) -> None:
-        """Send whatever there is to say, as soon as the stream takes it."""
-        while not (self._ending and not self._replies and self._leadership is None):
-            if not self._replies and self._leadership is None:
-                self._filled.clear()
-                await self._filled.wait()
-                continue
-            response = self._next_response()
-            await self._context.write(response)
-            self._under_way -= len(response.replies)
-            if self._under_way < limits.MAX_SESSION_CALLS // 2:
-                self._drained.set()
-
-    def _emit(self, replies: Iterable[kv_pb2.Reply]) -> None:
-        self._replies.append(iter(replies))
-        self._filled.set()
-
-    def _next_response(self) -> kv_pb2.SessionResponse:
-        """All that waits, until it has reached limits.MAX_BATCH_BYTES."""
-        response = kv_pb2.SessionResponse(leadership=self._leadership)
-        self._leadership = None
-        size = 0
-        while self._replies and size < limits.MAX_BATCH_BYTES:
-            reply = next(self._replies[0], None)
-            if reply is None:
-                self._replies.popleft()
-                continue
-            size += reply.ByteSize()
-            response.replies.append(reply)
-        return response
+            session.close()
+        if malformed:
+            await abort(context, to_status(InvalidArgument("the message is no SessionRequest")))
 
 
 async def abort(context: Context, status: Status) -> NoReturn:

@@ -379,14 +379,22 @@ def start_key(group: GroupId) -> bytes:
     return _GROUP.pack(group) + b"s"
 
 
-def seal(key: bytes, content: bytes) -> bytes:
-    """The content as it is stored under the key: its CRC32 first."""
-    return _SEAL.pack(crc32(content, crc32(key))) + content
+def seal(key: bytes, *content: bytes) -> bytes:
+    """The content, of which these are the parts, as it is stored under the key: its CRC32 first."""
+    checksum = crc32(key)
+    for part in content:
+        checksum = crc32(part, checksum)
+    return b"".join((_SEAL.pack(checksum), *content))
 
 
 def unseal(key: bytes, value: bytes) -> bytes:
     """The content of a sealed value; StorageError if it is not what was stored under the key."""
-    content = value[_SEAL.size :]
+    return bytes(_unsealed(key, value))
+
+
+def _unsealed(key: bytes, value: bytes) -> memoryview:
+    """As unseal, and not copied: an entry may be large."""
+    content = memoryview(value)[_SEAL.size :]
     if len(value) < _SEAL.size or _SEAL.unpack_from(value)[0] != crc32(content, crc32(key)):
         raise StorageError(
             f"the record under {key.hex()} is damaged: its checksum does not match."
@@ -396,11 +404,11 @@ def unseal(key: bytes, value: bytes) -> bytes:
 
 
 def encode_entry(key: bytes, entry: Entry) -> bytes:
-    return seal(key, _ENTRY.pack(entry.term, entry.kind) + entry.data)
+    return seal(key, _ENTRY.pack(entry.term, entry.kind), entry.data)
 
 
 def decode_entry(key: bytes, value: bytes) -> Entry:
-    content = unseal(key, value)
+    content = _unsealed(key, value)
     term, kind = _ENTRY.unpack_from(content)
     try:
         known_kind = EntryKind(kind)
@@ -409,7 +417,7 @@ def decode_entry(key: bytes, value: bytes) -> Entry:
             f"entry {entry_index(key)}@{term} is of kind {kind}, which this version does not know."
             " A newer version wrote it; run that one"
         ) from None
-    return Entry(entry_index(key), Term(term), known_kind, content[_ENTRY.size :])
+    return Entry(entry_index(key), Term(term), known_kind, bytes(content[_ENTRY.size :]))
 
 
 def encode_hard_state(key: bytes, state: HardState) -> bytes:

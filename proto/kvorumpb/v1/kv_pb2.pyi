@@ -552,7 +552,9 @@ class SessionRequest(_message.Message):
     def calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___Call]: ...
     @_builtins.property
     def part(self) -> Global___CallPart:
-        """A piece of a call that is too large to travel in one."""
+        """A piece of a call of more than 1 MiB. Such a call may also come whole among `calls`, and
+        then holds up what comes behind it.
+        """
 
     def __init__(
         self,
@@ -579,22 +581,26 @@ class CallPart(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    ABANDONED_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     data: _builtins.bytes
     total_bytes: _builtins.int
     """In the first part: the bytes of all. The node may refuse the call by this alone, with
     OVERLOADED; it then ignores the parts that are on their way.
     """
+    abandoned: _builtins.bool
+    """No more will follow, and no answer is waited for: the node forgets what has come."""
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
         data: _builtins.bytes = ...,
         total_bytes: _builtins.int = ...,
+        abandoned: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "id", b"id", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abandoned", b"abandoned", "data", b"data", "id", b"id", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -603,7 +609,7 @@ Global___CallPart: _TypeAlias = CallPart  # noqa: Y015
 @_typing.final
 class ReplyPart(_message.Message):
     """A piece of a serialised Reply of more than 1 MiB. The pieces come in order, and the reply
-    is whole when `total_bytes` are there.
+    is whole when `total_bytes` are there. Other replies may come between.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -614,6 +620,7 @@ class ReplyPart(_message.Message):
     id: _builtins.int
     data: _builtins.bytes
     total_bytes: _builtins.int
+    """In the first part: the bytes of all."""
     def __init__(
         self,
         *,

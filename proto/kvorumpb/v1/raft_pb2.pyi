@@ -368,18 +368,28 @@ class Heartbeat(_message.Message):
 
     COMMIT_FIELD_NUMBER: _builtins.int
     READ_ROUND_FIELD_NUMBER: _builtins.int
+    COMMITTED_FIELD_NUMBER: _builtins.int
+    ECHO_FIELD_NUMBER: _builtins.int
     commit: _builtins.int
     read_round: _builtins.int
     """The newest read round of the leader, echoed in the reply."""
+    committed: _builtins.int
+    """How far the leader has committed, whether the recipient has that or not."""
+    echo: _builtins.int
+    """The newest `clock` that the leader has heard from the recipient: what was committed
+    before that moment is within `committed`.
+    """
     def __init__(
         self,
         *,
         commit: _builtins.int = ...,
         read_round: _builtins.int = ...,
+        committed: _builtins.int = ...,
+        echo: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "read_round", b"read_round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "committed", b"committed", "echo", b"echo", "read_round", b"read_round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -390,15 +400,19 @@ class HeartbeatReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     READ_ROUND_FIELD_NUMBER: _builtins.int
+    CLOCK_FIELD_NUMBER: _builtins.int
     read_round: _builtins.int
+    clock: _builtins.int
+    """What the sender's clock shows, in ticks. It means something to the sender alone."""
     def __init__(
         self,
         *,
         read_round: _builtins.int = ...,
+        clock: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["read_round", b"read_round"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock", b"clock", "read_round", b"read_round"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
