@@ -296,10 +296,10 @@ async def test_progress_says_nothing_of_what_is_still_to_be_told(
 async def test_who_hears_no_leader_says_nothing_of_its_own_accord(
     machine: Machine, hub: WatchHub, node: Vouching
 ) -> None:
-    node.hears_leader = False
     client = Client(hub)
     await client.begin(progress_interval_ms=100)
     await client.read()
+    node.hears_leader = False
     asked = 0
 
     def vouches() -> bool:

@@ -99,7 +99,7 @@ class CatchingUp:
                 for watch in group:
                     if (
                         start <= watch.scanned < last
-                        and event.kind in watch.kinds
+                        and watch.kinds[event.kind]
                         and not watch.note(last)
                     ):
                         full.setdefault(watch, last - 1)

@@ -24,12 +24,16 @@ from kvorum_node.watches.cache import Cache
 from kvorum_node.watches.catching_up import CatchingUp
 from kvorum_node.watches.selection import Index
 from kvorum_node.watches.stream import WatchStream
-from kvorum_node.watches.telling import Told, compacted, tell
+from kvorum_node.watches.telling import compacted, tell
 from kvorum_node.watches.watch import State, Watch
-from kvorumpb.v1.watch_pb2 import BeginWatch, Progress, WatchBegun, WatchUpdate
+from kvorumpb.v1.watch_pb2 import BeginWatch, Progress, WatchBegun, WatchResponse, WatchUpdate
 
 PATIENCE_SECONDS: Final = 1.0
 """How long a watch waits for a revision that this node has not reached: the leader may be ahead."""
+
+_SPEAKING_SECONDS: Final = 0.05
+_PAUSE_SECONDS: Final = 0.0005
+_MAX_PAUSE_SECONDS: Final = 0.02
 
 
 class WatchHub:
@@ -62,6 +66,8 @@ class WatchHub:
         self._watches: dict[Watch, None] = {}
         self._early: dict[Watch, asyncio.TimerHandle] = {}
         self._streams: dict[WatchStream, None] = {}
+        self._speaking: dict[WatchStream, float] = {}
+        """Those that have said something lately, and when; the latest is the last."""
         self._cache = Cache()
         self._catching_up = CatchingUp(machine, settle=self._settle, fail=fail)
         self._closed: KvorumError | None = None
@@ -93,7 +99,7 @@ class WatchHub:
             kind = event.kind
             for group in self._live.groups(event.key):
                 for watch in group:
-                    if kind not in watch.kinds:
+                    if not watch.kinds[kind]:
                         continue
                     if watch.note(revision):
                         noted = True
@@ -121,6 +127,7 @@ class WatchHub:
 
     def forget_stream(self, stream: WatchStream) -> None:
         self._streams.pop(stream, None)
+        self._speaking.pop(stream, None)
 
     def begin(self, begin: BeginWatch, stream: WatchStream) -> Watch:
         """Begin a watch, whose request has been validated.
@@ -162,21 +169,23 @@ class WatchHub:
         if not self._watches:
             self._cache.clear()
 
-    def tell(self, watch: Watch) -> Told:
-        """The next part of what the watch is to be told. Requires that something is noted.
+    def tell(self, watch: Watch, response: WatchResponse) -> int:
+        """Add the next part of what the watch is to be told. Requires that something is noted.
+
+        Returns about how many bytes that was.
 
         Raises:
             Compacted: it is not known any more.
             StorageError: the disk has failed, and the node ends.
         """
         try:
-            told = tell(watch, self._machine, self._cache)
+            size = tell(watch, self._machine, self._cache, response)
         except StorageError as error:
             self._fail(error)
             raise
         if watch.state is State.FULL and watch.has_room and watch.ended is None:
             self._catching_up.add(watch)
-        return told
+        return size
 
     def progress(self, watch: Watch) -> Progress | None:
         """How far the watch has come; None if there is more to be told, or it has not begun."""
@@ -193,6 +202,19 @@ class WatchHub:
         self._catching_up.close()
         for stream in tuple(self._streams):
             stream.close(self._closed)
+
+    def pause(self, stream: WatchStream) -> float:
+        """How many seconds the stream, which is about to speak, waits before it speaks again.
+
+        A message costs as much as ten changes in it. So the more streams speak, the longer
+        each of them collects: together they send about as many messages, whatever happens.
+        """
+        now, speaking = asyncio.get_running_loop().time(), self._speaking
+        speaking.pop(stream, None)
+        speaking[stream] = now
+        while speaking[next(iter(speaking))] < now - _SPEAKING_SECONDS:
+            del speaking[next(iter(speaking))]
+        return min(len(speaking) * _PAUSE_SECONDS, _MAX_PAUSE_SECONDS)
 
     @property
     def count(self) -> int:

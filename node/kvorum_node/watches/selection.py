@@ -13,12 +13,19 @@ from kvorumpb.v1.watch_pb2 import BeginWatch, Change
 
 T = TypeVar("T")
 
-CHANGE_KINDS: Final[dict[EventKind, Change.Kind.ValueType]] = {
+_CHANGE_KINDS: Final[dict[EventKind, Change.Kind.ValueType]] = {
     EventKind.PUT: Change.PUT,
     EventKind.PUT_AFTER_EXPIRE: Change.PUT,
     EventKind.DELETE: Change.DELETE,
     EventKind.EXPIRE: Change.EXPIRE,
 }
+
+_KINDS: Final = range(max(EventKind) + 1)
+# By the number of the event: to hash an enumeration costs as much as the rest of noting it.
+CHANGE_KINDS: Final = tuple(
+    _CHANGE_KINDS[EventKind(kind)] if kind else Change.KIND_UNSPECIFIED for kind in _KINDS
+)
+"""By the kind of an event, that of the change which is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +73,14 @@ def covers(selection: Selection, key: bytes) -> bool:
             return start <= key and (end is None or key < end)
 
 
-def kinds_of(begin: BeginWatch) -> frozenset[EventKind]:
-    """Of which events the request wants to hear."""
+def kinds_of(begin: BeginWatch) -> tuple[bool, ...]:
+    """By the kind of an event, whether the request wants to hear of it."""
     left_out = {
         Change.PUT: begin.no_puts,
         Change.DELETE: begin.no_deletes,
         Change.EXPIRE: begin.no_expiries,
     }
-    return frozenset(event for event, kind in CHANGE_KINDS.items() if not left_out[kind])
+    return tuple(kind in left_out and not left_out[kind] for kind in CHANGE_KINDS)
 
 
 class Index(Generic[T]):

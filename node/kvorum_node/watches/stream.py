@@ -39,6 +39,7 @@ class WatchStream:
         """Those that are to say how far they have come."""
         self._by_interval: dict[int, dict[Watch, None]] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
+        self._silent_until = 0.0
         self._filled = asyncio.Event()
         self._drained = asyncio.Event()
         self._drained.set()
@@ -63,9 +64,14 @@ class WatchStream:
 
     async def next(self) -> WatchResponse | None:
         """The next message, once there is something to say; None if the stream is over."""
+        loop = asyncio.get_running_loop()
         while True:
+            if (wait := self._silent_until - loop.time()) > 0 and not self._is_closed:
+                await asyncio.sleep(wait)
             response = self._fill()
             if response.updates:
+                if not self._ready:  # who has more to say has collected enough
+                    self._silent_until = loop.time() + self._hub.pause(self)
                 return response
             if self._is_closed:
                 return None
@@ -185,14 +191,11 @@ class WatchStream:
         size = 0
         if watch.pending:
             try:
-                told = self._hub.tell(watch)
+                size = self._hub.tell(watch, response)
             except KvorumError as error:
                 self._forget(watch)
                 response.updates.append(WatchUpdate(watch_id=watch.id, ended=to_status(error)))
                 return 0
-            if told.changes is not None:
-                response.updates.append(WatchUpdate(watch_id=watch.id, changes=told.changes))
-            size = told.size_bytes
             if watch.pending:
                 self._ready[watch] = None
         if not watch.pending and watch.ended is not None:

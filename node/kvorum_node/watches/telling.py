@@ -14,18 +14,10 @@ from kvorum_node.watches.cache import Cache
 from kvorum_node.watches.selection import CHANGE_KINDS
 from kvorum_node.watches.watch import Watch
 from kvorumpb.v1.command_pb2 import Record
-from kvorumpb.v1.watch_pb2 import Changes
+from kvorumpb.v1.watch_pb2 import Changes, WatchResponse
 
 _LOOK_BYTES: Final = 100
 """To look at an event costs about as much as to tell so many bytes."""
-
-
-class Told(NamedTuple):
-    changes: Changes | None
-    """None if there is nothing to say yet."""
-
-    size_bytes: int
-    """About; what was looked at in vain counts as well."""
 
 
 class _Happened(NamedTuple):
@@ -40,9 +32,10 @@ class _Happened(NamedTuple):
     wanted: bool
 
 
-def tell(watch: Watch, machine: Machine, cache: Cache) -> Told:
-    """Go on with the first revision noted at the watch.
+def tell(watch: Watch, machine: Machine, cache: Cache, response: WatchResponse) -> int:
+    """Go on with the first revision noted at the watch: add what fits to the response.
 
+    Returns about how many bytes that was; what was looked at in vain counts as well.
     Raises Compacted, and StorageError if history cannot be read.
     """
     revision = watch.pending[0]
@@ -53,10 +46,10 @@ def tell(watch: Watch, machine: Machine, cache: Cache) -> Told:
         raise compacted(revision - 1, machine.oldest_revision)
     else:
         happened = _as_in_history(machine, revision, watch)
-    changes = Changes(revision=revision)
-    size, in_vain = 0, 0
+    changes: Changes | None = None
+    size, in_vain, log_time_ms = 0, 0, 0
     for one in happened:
-        changes.log_time_ms = one.log_time_ms
+        log_time_ms = one.log_time_ms
         watch.ordinal = one.ordinal
         if not one.wanted:
             in_vain += 1
@@ -64,17 +57,29 @@ def tell(watch: Watch, machine: Machine, cache: Cache) -> Told:
                 continue
             watch.ordinal += 1
             break
-        if size and size + _bytes_of(one) > limits.MAX_WATCH_MESSAGE_BYTES:
+        more = _bytes_of(one)
+        if changes is None:
+            changes = _begin_changes(response, watch)
+        elif size + more > limits.MAX_WATCH_MESSAGE_BYTES:
             break
-        size += _add(changes, one, watch)
+        size += _add(changes, one, watch, more)
         if watch.offset:
             break
     else:
+        if changes is None:  # the last of it was told with more to come
+            changes = _begin_changes(response, watch)
         watch.finish()
-        return Told(changes, size)
-    changes.partial = True
-    told = changes if changes.changes else None
-    return Told(told, size + in_vain * _LOOK_BYTES)
+        changes.log_time_ms = log_time_ms
+        return size
+    if changes is not None:
+        changes.log_time_ms, changes.partial = log_time_ms, True
+    return size + in_vain * _LOOK_BYTES
+
+
+def _begin_changes(response: WatchResponse, watch: Watch) -> Changes:
+    update = response.updates.add(watch_id=watch.id)
+    update.changes.revision = watch.pending[0]
+    return update.changes
 
 
 def compacted(revision: int, oldest: int) -> Compacted:
@@ -128,10 +133,10 @@ def _bytes_of(one: _Happened) -> int:
     return size
 
 
-def _add(changes: Changes, one: _Happened, watch: Watch) -> int:
-    """Add the change, or the part of it that is due; returns its bytes."""
+def _add(changes: Changes, one: _Happened, watch: Watch, size: int) -> int:
+    """Add the change, which has so many bytes, or the part of it that is due; returns its bytes."""
     change = changes.changes.add(kind=CHANGE_KINDS[one.kind], key=one.key)
-    cut = not watch.keys_only and _bytes_of(one) > limits.MAX_WATCH_PART_BYTES
+    cut = not watch.keys_only and size > limits.MAX_WATCH_PART_BYTES
     start, position = watch.offset, 0
     end = start + limits.MAX_WATCH_PART_BYTES
     change.continued = start > 0
@@ -150,4 +155,4 @@ def _add(changes: Changes, one: _Happened, watch: Watch) -> int:
             told.value = part
         position += len(value)
     watch.offset = end if position > end else 0
-    return change.ByteSize()
+    return min(size, limits.MAX_WATCH_PART_BYTES)

@@ -90,7 +90,7 @@ class Watch:
         return 2 * len(self.pending) <= limits.MAX_WATCH_PENDING_REVISIONS
 
     def wants(self, kind: EventKind, key: bytes) -> bool:
-        return kind in self.kinds and covers(self.selection, key)
+        return self.kinds[kind] and covers(self.selection, key)
 
     def note(self, revision: int) -> bool:
         """It is to be told of the revision, once. False if that has no room."""
