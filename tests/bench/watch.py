@@ -1,8 +1,8 @@
 """What watches cost: writers beside 10,000 of them, the node's memory, and how late they hear.
 
 Prints figures and asserts none. Writers and watchers are processes of their own. Each
-watcher has a prefix of its own, and each write is wanted by one of them; one more watches
-everything, and never reads.
+watcher has a prefix of its own; one more watches everything, and never reads. On a machine
+with few cores, the watchers' own work slows the writers: so the node's CPU counts as well.
 
     python -m tests.bench.watch [--watches 10000] [--seconds 5]
 """
@@ -15,8 +15,9 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -29,13 +30,28 @@ from kvorum.channels import connect
 from kvorum.cli.local_cluster import LocalCluster
 from kvorum.limits import MIB
 from kvorumpb.v1.watch_pb2 import BeginWatch, WatchRequest, WatchResponse
-from tests.bench.throughput import measure
+from tests.bench.throughput import Figure, measure
 from tests.support.node_processes import nodes_of
 
 STREAMS = 20
 IN_FLIGHT = 64
 ROUNDS = 3
 VALUE = b"v" * 256
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What writers got, and what it cost the node."""
+
+    figure: Figure
+    cpu_us: float
+    rss_mib: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.figure.per_second:,.0f} writes/s, p99 {self.figure.p99_ms:.1f} ms,"
+            f" {self.cpu_us:.0f} us of the node's CPU a write, {self.rss_mib:.0f} MiB"
+        )
 
 
 def open_stream(channel: Any) -> Any:
@@ -111,27 +127,32 @@ async def writers(watches: int, seconds: float) -> None:
             process = psutil.Process(pid)
             async with kvorum.open(cluster.target, type="bytes") as kv:
 
-                async def write(_: int) -> None:
+                async def wanted(_: int) -> None:
                     await kv.put(f"w:{random.randrange(watches):06}:k", VALUE)
 
-                await measure(write, IN_FLIGHT, seconds)
-                ratios = []
+                async def unwanted(_: int) -> None:
+                    await kv.put(f"x:{random.randrange(watches):06}:k", VALUE)
+
+                async def figure(write: Callable[[int], Awaitable[None]]) -> Beside:
+                    begun = process.cpu_times()
+                    writes = await kv.put("counted", VALUE)
+                    measured = await measure(write, IN_FLIGHT, seconds)
+                    writes = await kv.put("counted", VALUE) - writes
+                    ended = process.cpu_times()
+                    cpu = ended.user + ended.system - begun.user - begun.system
+                    return Beside(measured, cpu / writes * 1e6, process.memory_info().rss / MIB)
+
+                await figure(wanted)
                 for _ in range(ROUNDS):
-                    without = await measure(write, IN_FLIGHT, seconds)
-                    before = process.memory_info().rss
+                    alone = await figure(wanted)
+                    print(f"  without watches: {alone}")
                     async with watching(node.address, watches):
-                        held = process.memory_info().rss
-                        beside = await measure(write, IN_FLIGHT, seconds)
-                        after = process.memory_info().rss
-                    ratios.append(beside.per_second / without.per_second)
-                    print(
-                        f"  {without.per_second:,.0f} writes/s without, {beside.per_second:,.0f}"
-                        f" beside {watches:,} watches and one that never reads: {ratios[-1]:.2f};"
-                        f" p99 {without.p99_ms:.1f} and {beside.p99_ms:.1f} ms; node"
-                        f" {before / MIB:,.0f} MiB, {held / MIB:,.0f} with the watches,"
-                        f" {after / MIB:,.0f} after the writes"
-                    )
-                print(f"  ratio of {ROUNDS} rounds, median: {median(ratios):.2f}")
+                        held = process.memory_info().rss / MIB
+                        print(f"  {watches:,} watches and one that never reads: {held:.0f} MiB")
+                        for name, write in (("none", unwanted), ("one", wanted)):
+                            beside = await figure(write)
+                            ratio = beside.figure.per_second / alone.figure.per_second
+                            print(f"    each write wanted by {name}: {beside}, ratio {ratio:.2f}")
         finally:
             await cluster.down(wipe=True)
 
