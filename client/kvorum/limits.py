@@ -86,8 +86,11 @@ MAX_WATCHES: Final = 100_000
 MIN_PROGRESS_INTERVAL_MS: Final = 100
 DEFAULT_PROGRESS_INTERVAL_MS: Final = 5_000
 MAX_PROGRESS_INTERVAL_MS: Final = 3_600_000
-MAX_WATCH_PENDING_REVISIONS: Final = 128
+MAX_WATCH_PENDING_REVISIONS: Final = 2_048
 """Numbers of revisions that a node remembers for one watch; what is beyond is in history."""
+MAX_PENDING_REVISIONS: Final = 1_000_000
+"""Of all watches of a node. Beyond it, MIN_WATCH_PENDING_REVISIONS are left to each."""
+MIN_WATCH_PENDING_REVISIONS: Final = 64
 MAX_WATCH_CACHE_BYTES: Final = 16 * MIB
 """Of the newest changes, which a node tells of without reading them from history."""
 MAX_WATCH_MESSAGE_BYTES: Final = 256 * KIB

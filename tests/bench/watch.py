@@ -148,6 +148,7 @@ async def writers(watches: int, seconds: float) -> None:
                     print(f"  without watches: {alone}")
                     async with watching(node.address, watches):
                         held = process.memory_info().rss / MIB
+                        await figure(unwanted)  # until the one that never reads takes no more
                         print(f"  {watches:,} watches and one that never reads: {held:.0f} MiB")
                         for name, write in (("none", unwanted), ("one", wanted)):
                             beside = await figure(write)

@@ -207,8 +207,9 @@ async def test_a_client_that_asks_for_nothing_more_is_still_told(
 
 
 async def test_a_client_that_does_not_read_costs_one_message(
-    n1: Serving, client: WireClient
+    n1: Serving, client: WireClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(limits, "MAX_WATCH_PENDING_REVISIONS", 128)
     slow, other = Stream(client), Stream(client)
     await slow.begin()
     await other.begin(key=b"other")

@@ -18,6 +18,7 @@ from tests.support.watched_machine import write
 async def test_a_watch_that_does_not_read_costs_its_numbers(
     machine: Machine, hub: WatchHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(limits, "MAX_WATCH_PENDING_REVISIONS", 128)
     client, reading = Client(hub), Client(hub)
     await client.begin()
     await reading.begin()
@@ -32,6 +33,27 @@ async def test_a_watch_that_does_not_read_costs_its_numbers(
     heard = await client.read_until(count)
     assert [one.revision for one in heard.revisions] == [*range(1, count + 1)]
     await eventually(lambda: slow.state is State.LIVE)
+
+
+async def test_many_watches_that_do_not_read_share_the_numbers(
+    machine: Machine, hub: WatchHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "MAX_PENDING_REVISIONS", 300)
+    monkeypatch.setattr(limits, "MIN_WATCH_PENDING_REVISIONS", 10)
+    clients = [Client(hub) for _ in range(10)]
+    for client in clients:
+        await client.begin()
+    for _ in range(200):
+        write(machine, put(b"a"))
+    noted = [len(one.pending) for one in hub._watches]
+    assert hub._budget.noted == sum(noted)
+    assert 300 <= sum(noted) <= 300 + 10 * 10
+    assert min(noted) >= 10
+    for client in clients[1:]:
+        heard = await client.read_until(200)
+        assert [one.revision for one in heard.revisions] == [*range(1, 201)]
+    clients[0].stream.close()
+    assert hub._budget.noted == 0
 
 
 async def test_the_cache_is_bounded(machine: Machine, hub: WatchHub) -> None:

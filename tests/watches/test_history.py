@@ -1,5 +1,7 @@
 """Watches that begin in the past, or that history overtakes; snapshots, which skip revisions."""
 
+import pytest
+
 from kvorum import limits
 from kvorum_node.machine import Machine
 from kvorum_node.storage.engine import Engine
@@ -29,9 +31,12 @@ async def test_a_watch_that_begins_before_the_oldest_revision_ends(
     assert client.heard[1].begun is None
 
 
-async def test_a_slow_watch_that_history_overtakes_ends(machine: Machine, hub: WatchHub) -> None:
+async def test_a_slow_watch_that_history_overtakes_ends(
+    machine: Machine, hub: WatchHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client = Client(hub)
     await client.begin()
+    monkeypatch.setattr(limits, "MAX_WATCH_PENDING_REVISIONS", 128)
     count = limits.MAX_WATCH_PENDING_REVISIONS + 10
     for _ in range(count):
         write(machine, put(b"a"))
@@ -55,11 +60,12 @@ async def test_who_was_told_before_the_compaction_goes_on(machine: Machine, hub:
 
 
 async def test_what_is_cached_is_told_after_a_compaction_and_what_is_not_ends_it(
-    machine: Machine, hub: WatchHub
+    machine: Machine, hub: WatchHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The watch hears of what is known of it, in order, and then that the rest is gone."""
     client = Client(hub)
     await client.begin()
+    monkeypatch.setattr(limits, "MAX_WATCH_PENDING_REVISIONS", 128)
     count = limits.MAX_WATCH_PENDING_REVISIONS + 10
     for _ in range(count):
         write(machine, put(b"a"))

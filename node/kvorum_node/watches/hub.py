@@ -25,7 +25,7 @@ from kvorum_node.watches.catching_up import CatchingUp
 from kvorum_node.watches.selection import Index
 from kvorum_node.watches.stream import WatchStream
 from kvorum_node.watches.telling import compacted, tell
-from kvorum_node.watches.watch import State, Watch
+from kvorum_node.watches.watch import Budget, State, Watch
 from kvorumpb.v1.watch_pb2 import BeginWatch, Progress, WatchBegun, WatchResponse, WatchUpdate
 
 PATIENCE_SECONDS: Final = 1.0
@@ -68,6 +68,7 @@ class WatchHub:
         self._streams: dict[WatchStream, None] = {}
         self._speaking: dict[WatchStream, float] = {}
         """Those that have said something lately, and when; the latest is the last."""
+        self._budget = Budget()
         self._cache = Cache()
         self._catching_up = CatchingUp(machine, settle=self._settle, fail=fail)
         self._closed: KvorumError | None = None
@@ -147,7 +148,7 @@ class WatchHub:
         after = begin.after_revision if begin.HasField("after_revision") else newest
         if after < self._machine.oldest_revision:
             raise compacted(after, self._machine.oldest_revision)
-        watch = Watch(begin, stream, scanned=after)
+        watch = Watch(begin, stream, scanned=after, budget=self._budget)
         self._watches[watch] = None
         if after > newest:
             watch.state = State.EARLY
@@ -161,6 +162,7 @@ class WatchHub:
     def remove(self, watch: Watch) -> None:
         """The watch is over."""
         self._watches.pop(watch, None)
+        watch.forget()
         self._live.discard(watch.selection, watch)
         self._catching_up.discard(watch)
         timer = self._early.pop(watch, None)

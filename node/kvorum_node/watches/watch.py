@@ -42,8 +42,18 @@ class Owner(Protocol):
         """The watch is over at once."""
 
 
+class Budget:
+    """How many numbers are noted at all watches together."""
+
+    __slots__ = ("noted",)
+
+    def __init__(self) -> None:
+        self.noted = 0
+
+
 class Watch:
     __slots__ = (
+        "budget",
         "ended",
         "id",
         "interval_ms",
@@ -59,8 +69,9 @@ class Watch:
         "state",
     )
 
-    def __init__(self, begin: BeginWatch, owner: Owner, *, scanned: int) -> None:
+    def __init__(self, begin: BeginWatch, owner: Owner, *, scanned: int, budget: Budget) -> None:
         """`scanned` is the revision after which it is to be told; `begin` has been validated."""
+        self.budget = budget
         self.id = begin.watch_id
         self.owner = owner
         self.selection = selection_of(begin)
@@ -82,12 +93,24 @@ class Watch:
 
     @property
     def is_full(self) -> bool:
-        return len(self.pending) >= limits.MAX_WATCH_PENDING_REVISIONS
+        count = len(self.pending)
+        return count >= limits.MAX_WATCH_PENDING_REVISIONS or (
+            count >= limits.MIN_WATCH_PENDING_REVISIONS
+            and self.budget.noted >= limits.MAX_PENDING_REVISIONS
+        )
 
     @property
     def has_room(self) -> bool:
         """Enough that it is worth while to walk through history for it."""
-        return 2 * len(self.pending) <= limits.MAX_WATCH_PENDING_REVISIONS
+        return 2 * len(self.pending) <= limits.MIN_WATCH_PENDING_REVISIONS or (
+            2 * len(self.pending) <= limits.MAX_WATCH_PENDING_REVISIONS
+            and 2 * self.budget.noted <= limits.MAX_PENDING_REVISIONS
+        )
+
+    def forget(self) -> None:
+        """It is over."""
+        self.budget.noted -= len(self.pending)
+        self.pending.clear()
 
     def wants(self, kind: EventKind, key: bytes) -> bool:
         return self.kinds[kind] and covers(self.selection, key)
@@ -99,11 +122,13 @@ class Watch:
             if self.is_full:
                 return False
             pending.append(revision)
+            self.budget.noted += 1
             self.owner.rouse(self)
         return True
 
     def finish(self) -> None:
         """It has been told of the first of its revisions."""
         del self.pending[0]
+        self.budget.noted -= 1
         self.ordinal = 0
         self.offset = 0
