@@ -31,9 +31,9 @@ from kvorumpb.v1.watch_pb2 import BeginWatch, Progress, WatchBegun, WatchRespons
 PATIENCE_SECONDS: Final = 1.0
 """How long a watch waits for a revision that this node has not reached: the leader may be ahead."""
 
-_SPEAKING_SECONDS: Final = 0.05
-_PAUSE_SECONDS: Final = 0.0005
-_MAX_PAUSE_SECONDS: Final = 0.02
+_SPEAKING_SECONDS: Final = 0.1
+_PAUSE_SECONDS: Final = 0.001
+_MAX_PAUSE_SECONDS: Final = 0.05
 
 
 class WatchHub:
