@@ -15,7 +15,6 @@ from typing import Final
 from kvorum.errors import InvalidArgument, KvorumError, StorageError
 from kvorum_node.group import Group
 from kvorum_node.raft.leader import Leader
-from kvorum_node.storage.layout import ClockReading
 from kvorumpb.v1.command_pb2 import Command, CommandBatch, Compaction, Sweep
 
 SWEEP_RECORDS: Final = 100
@@ -36,8 +35,9 @@ MIN_COMPACTION_SECONDS: Final = 1.0
 MAX_COMPACTION_SECONDS: Final = 60.0
 
 CLOCK_SECONDS: Final = 5.0
-CLOCK_DRIFT_MS: Final = 100
-"""The clock is stored anew when the stored one is off by more, and looked at so often."""
+"""How often to look whether the stored clock is still right."""
+CLOCK_DRIFT_MS: Final = 250
+"""It is stored anew when it is off by more: each time costs a flush of the state."""
 
 COMMAND_SECONDS: Final = 10.0
 """How long a command may take to be committed before it is given up."""
@@ -87,10 +87,15 @@ class Housekeeper:
                 await self._keep_clock()
             await asyncio.sleep(took * self._pauses() if worked else PERIOD_SECONDS)
 
-    def store_clock(self) -> bool:
-        """Store what the clock says, if that is news; a flush of the state makes it durable."""
-        reading = self._group.clock.reading()
-        if reading is None or not _is_news(reading, self._stored):
+    def store_clock(self, *, drift_ms: int = 0) -> bool:
+        """Store what the clock says, if the stored one is off by more than drift_ms.
+
+        A flush of the state makes it durable.
+        """
+        reading, stored = self._group.clock.reading(), self._stored
+        if reading is None:
+            return False
+        if stored is not None and abs(reading.offset_ms - stored.offset_ms) <= drift_ms:
             return False
         self._group.machine.store_clock(reading)
         self._stored = reading
@@ -132,7 +137,7 @@ class Housekeeper:
         return LATE_PAUSES if late_ms > LATE_MS else PAUSES
 
     async def _keep_clock(self) -> None:
-        if self.store_clock():
+        if self.store_clock(drift_ms=CLOCK_DRIFT_MS):
             await self._flush()
 
 
@@ -164,7 +169,3 @@ def _compaction(revision: int) -> Command:
 async def _submit(group: Group, command: Command, deadline: float) -> None:
     data = CommandBatch(commands=[command]).SerializeToString()
     await group.submit(data, 1, deadline=deadline)
-
-
-def _is_news(reading: ClockReading, stored: ClockReading | None) -> bool:
-    return stored is None or abs(reading.offset_ms - stored.offset_ms) > CLOCK_DRIFT_MS

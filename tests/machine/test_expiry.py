@@ -138,7 +138,7 @@ def test_where_a_scan_begins_changes_nothing(engine: Engine) -> None:
     assert remembering.next_expiry_ms() == forgetting().next_expiry_ms() == 10
     at(remembering, 20, Sweep(limit=10))
     assert remembering.next_expiry_ms() == forgetting().next_expiry_ms() == 500
-    at(remembering, 20, put_for(b"c", 5), Sweep(limit=10))
+    at(remembering, 20, put_for(b"c", 5))
     assert remembering.next_expiry_ms() == forgetting().next_expiry_ms() == 25
     at(remembering, 30, delete(b"b"), Sweep(limit=10))
     assert remembering.next_expiry_ms() == forgetting().next_expiry_ms() == NEVER_MS

@@ -209,9 +209,12 @@ async def test_the_clock_is_stored_and_flushed_once_it_is_news() -> None:
             assert machine.clock == ClockReading(n1.clock_ms, n1.clock_ms)
             n1.clock_ms += HOUR_MS
             assert not housekeeper.store_clock(), "both have moved on"
-            n1.group.clock.follow(n1.clock_ms + 101)
-            assert housekeeper.store_clock()
-            assert machine.clock == ClockReading(n1.clock_ms + 101, n1.clock_ms)
+            n1.group.clock.follow(n1.clock_ms + 100)
+            assert not housekeeper.store_clock(drift_ms=100)
+            assert housekeeper.store_clock(), "at a stop, it is exact"
+            n1.group.clock.follow(n1.clock_ms + 201)
+            assert housekeeper.store_clock(drift_ms=100)
+            assert machine.clock == ClockReading(n1.clock_ms + 201, n1.clock_ms)
 
 
 async def test_over_a_restart_the_time_it_was_down_counts() -> None:

@@ -35,6 +35,23 @@ VerifyIntervalOption = Annotated[
     str | None,
     _option("VERIFY_INTERVAL_SECONDS", "How often members compare what they hold; 0 is never."),
 ]
+HistoryOption = Annotated[
+    str | None, _option("HISTORY_SECONDS", "How long old revisions can be read.", "seconds")
+]
+QuotaOption = Annotated[
+    str | None, _option("QUOTA_BYTES", "Refuse writes beyond it; 0 is no limit.", "bytes")
+]
+MinFreeOption = Annotated[
+    str | None,
+    _option("MIN_FREE_BYTES", "Refuse writes when the disk has less left.", "bytes"),
+]
+LogFormatOption = Annotated[
+    str | None, _option("LOG_FORMAT", "For people or for machines.", "text|json")
+]
+LogLevelOption = Annotated[
+    str | None,
+    _option("LOG_LEVEL", "What to log: debug, info, warning or error and up.", "level"),
+]
 
 
 def node(
@@ -81,23 +98,11 @@ def node(
     ] = None,
     log_max_entries: Annotated[str | None, _option("LOG_MAX_ENTRIES", "Or beyond so many.")] = None,
     verify_interval_seconds: VerifyIntervalOption = None,
-    history_seconds: Annotated[
-        str | None, _option("HISTORY_SECONDS", "How long old revisions can be read.", "seconds")
-    ] = None,
-    quota_bytes: Annotated[
-        str | None, _option("QUOTA_BYTES", "Refuse writes beyond it; 0 is no limit.", "bytes")
-    ] = None,
-    min_free_bytes: Annotated[
-        str | None,
-        _option("MIN_FREE_BYTES", "Refuse writes when the disk has less left.", "bytes"),
-    ] = None,
-    log_format: Annotated[
-        str | None, _option("LOG_FORMAT", "For people or for machines.", "text|json")
-    ] = None,
-    log_level: Annotated[
-        str | None,
-        _option("LOG_LEVEL", "What to log: debug, info, warning or error and up.", "level"),
-    ] = None,
+    history_seconds: HistoryOption = None,
+    quota_bytes: QuotaOption = None,
+    min_free_bytes: MinFreeOption = None,
+    log_format: LogFormatOption = None,
+    log_level: LogLevelOption = None,
 ) -> None:
     """Run a node until it is told to stop (SIGTERM).
 
