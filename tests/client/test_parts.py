@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from kvorum import KV, DeadlineExceeded, NoNodeReachable, OutcomeUnknown, Overloaded, limits
+from kvorum import KV, DeadlineExceeded, NoNodeReachable, Overloaded, limits
 from kvorum.backends import cluster
 from kvorum.limits import MIB
 from kvorumpb.v1.kv_pb2 import Call, CallPart, Reply, ReplyPart, SessionResponse
@@ -150,16 +150,19 @@ async def test_a_large_call_that_was_not_whole_is_repeated_when_its_stream_break
     assert [call.put.key for call in n1.calls] == [b"warm", b"large"]
 
 
-async def test_a_large_call_that_was_whole_is_in_doubt_when_its_stream_breaks(
+async def test_a_large_call_that_was_whole_is_the_same_write_after_its_stream_broke(
     nodes: Nodes, kv: KV
 ) -> None:
     n1, _, _ = nodes
     n1.script = silent
     write = asyncio.create_task(kv.put("large", bytes(LARGE), type="bytes"))
     await eventually(lambda: n1.calls)
+    n1.script = succeed
     n1.break_streams()
-    with pytest.raises(OutcomeUnknown):
-        await write
+    await write
+    first, second = (call.put.origin for call in n1.calls)
+    assert first == second
+    assert first.sequence == 1
 
 
 async def test_a_call_that_never_was_whole_is_not_in_doubt(nodes: Nodes, kv: KV) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvorum.errors import OutcomeUnknown, ShuttingDown, StorageError
+from kvorum_node.machine import FORMAT
 from kvorum_node.raft.messages import (
     AppendEntries,
     AppendEntriesReply,
@@ -235,7 +236,7 @@ async def test_a_state_that_cannot_be_written_ends_the_loop() -> None:
 
 async def test_a_log_entry_of_a_newer_version_ends_the_loop() -> None:
     async with DrivenNode() as n1:
-        data = CommandBatch(format=2).SerializeToString()
+        data = CommandBatch(format=FORMAT + 1).SerializeToString()
         n1.hear(append(1, log=entries("1@1", data=data), commit=1))
         ended = await n1.ended()
         assert isinstance(ended, StorageError)

@@ -17,6 +17,7 @@ from kvorum.errors import (
     RemovedFromCluster,
 )
 from kvorum_node.group import Write
+from kvorum_node.machine import FORMAT
 from kvorum_node.members import ChangeOfMembers
 from kvorum_node.raft.configuration import Configuration, Remove
 from kvorum_node.raft.messages import (
@@ -216,7 +217,7 @@ async def test_an_entry_carries_the_leaders_time_and_the_format() -> None:
         [entry] = sent.entries
         batch = CommandBatch.FromString(entry.data)
         assert entry.kind is EntryKind.COMMANDS
-        assert (batch.format, batch.log_time_ms, len(batch.commands)) == (1, 123_456, 1)
+        assert (batch.format, batch.log_time_ms, len(batch.commands)) == (FORMAT, 123_456, 1)
 
 
 async def test_entries_stop_growing_at_their_bound() -> None:

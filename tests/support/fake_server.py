@@ -205,20 +205,23 @@ class FakeNode:
     async def _read(self, requests: AsyncIterator[SessionRequest], stream: "_Stream") -> None:
         await self.reading.wait()
         async for message in requests:
-            calls = []
+            kept = SessionRequest()
+            kept.CopyFrom(message)
+            del kept.calls[:]
+            kept.calls.extend(one for one in message.calls if not one.HasField("register_client"))
+            if kept.calls or kept.HasField("part"):
+                self.messages.append(kept)
+            if message.HasField("part") and (error := self.refuse_part(message.part)):
+                refusal = Reply(id=message.part.id, error=to_status(error, retry_delay_ms=20))
+                stream.say(SessionResponse(replies=[refusal]))
+                continue
             for call in (*message.calls, *stream.assemble(message)):
                 if call.HasField("register_client"):
                     self.registrations.append(call)
                     stream.answer(call, self.on_register)
                 else:
-                    calls.append(call)
                     self.calls.append(call)
                     stream.answer(call, self.script)
-            if calls or message.HasField("part"):
-                kept = SessionRequest(calls=[one for one in message.calls if one in calls])
-                if message.HasField("part"):
-                    kept.part.CopyFrom(message.part)
-                self.messages.append(kept)
             await self.reading.wait()
         self.half_closed += 1
         # What is under way may still be answered.
