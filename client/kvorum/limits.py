@@ -127,6 +127,11 @@ the next one is written. A small write waits for so many at most."""
 MAX_CALL_BYTES_UNDER_WAY: Final = 128 * MIB
 """Calls above MAX_BATCH_BYTES, from their first part to their answer. As much as may be
 uncommitted: so a call is refused before its bytes have come, and hardly ever after."""
+MAX_ARRIVING_REQUESTS: Final = 8
+"""Requests of unary calls that a node reads at a time: few, as any of them may be large."""
+MAX_ARRIVAL_BYTES: Final = 160 * MIB
+"""Requests of unary calls that take a while to arrive, each counted as MAX_MESSAGE_BYTES: their
+size is known when they are there."""
 MAX_REPLY_BYTES_UNDER_WAY: Final = 128 * MIB
 """Replies above MAX_BATCH_BYTES until they are written. Apart from the calls, so that clients
 who do not read their replies do not keep others from writing."""

@@ -24,6 +24,7 @@ class Admission:
 
     def __init__(self) -> None:
         self.calls = Budget("MAX_CALL_BYTES_UNDER_WAY", limits.MAX_CALL_BYTES_UNDER_WAY)
+        self.arrivals = Budget("MAX_ARRIVAL_BYTES", limits.MAX_ARRIVAL_BYTES)
         self.replies = Budget("MAX_REPLY_BYTES_UNDER_WAY", limits.MAX_REPLY_BYTES_UNDER_WAY)
 
 

@@ -152,7 +152,7 @@ async def test_a_follower_answers_stale_reads_when_the_leader_is_gone(
     follower, other = (node for node in three_nodes.nodes if node.name != leader)
     async with WireClient(follower.address) as client:
 
-        async def ask(max_staleness_ms: int = 0) -> bytes | Exception:
+        async def ask(*, max_staleness_ms: int = 0) -> bytes | Exception:
             request = kv_pb2.GetRequest(
                 key=KEY, consistency=kv_pb2.STALE, max_staleness_ms=max_staleness_ms
             )

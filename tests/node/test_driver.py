@@ -11,10 +11,11 @@ from kvorum_node.machine import FORMAT
 from kvorum_node.raft.messages import (
     AppendEntries,
     AppendEntriesReply,
+    Heartbeat,
     RequestVote,
     RequestVoteReply,
 )
-from kvorum_node.raft.types import GroupId, NodeId
+from kvorum_node.raft.types import GroupId, NodeId, Settings
 from kvorum_node.storage.data_directory import Storage
 from kvorumpb.v1.command_pb2 import CommandBatch
 from tests.support.commands import add, put
@@ -65,6 +66,26 @@ async def test_an_acknowledgement_leaves_only_when_the_entries_are_on_the_disk()
         assert not n1.has_said(AppendEntriesReply)
         disk.release()
         assert (await n1.said(AppendEntriesReply)).index == 2
+
+
+async def test_followers_hear_of_the_leader_while_its_disk_is_at_work_but_not_for_ever() -> None:
+    disk = ScriptedDisk()
+    settings = Settings(election_ticks=20, heartbeat_ticks=2)
+    async with DrivenNode(log=disk, tick_seconds=0.01, settings=settings) as n1:
+        await n1.lead()
+        disk.hold()
+        n1.submit(put(b"k"))
+        begun = disk.syncs_begun
+        await eventually(lambda: disk.syncs_begun > begun)
+        n1.sent.clear()
+        ticks, start = n1.ticks, n1.now
+        await eventually(lambda: len(n1.sent) >= 6)  # to two followers
+        assert all(isinstance(one, Heartbeat) for one in n1.sent)
+        # A leader whose disk hangs is to be replaced.
+        await eventually(lambda: n1.now > start + 3 * 20 * 0.01)
+        assert len(n1.sent) <= 2 * 20 // 2
+        assert n1.ticks == ticks
+        disk.release()
 
 
 async def test_a_follower_applies_nothing_before_it_is_on_its_disk() -> None:

@@ -323,6 +323,63 @@ async def test_a_client_that_drops_its_session_is_no_news(
     assert [one for one in caplog.messages if "servicer method" in one or "status" in one] == []
 
 
+async def test_unary_calls_that_do_not_arrive_are_bounded_and_hold_up_no_other(
+    client: WireClient,
+) -> None:
+    slow: list[Any] = [
+        client.channel.stream_unary("/kvorumpb.v1.KV/Put")(timeout=DEADLINE_SECONDS)
+        for _ in range(20)
+    ]
+    room = limits.MAX_ARRIVAL_BYTES // limits.MAX_MESSAGE_BYTES
+    try:
+        await eventually(lambda: sum(call.done() for call in slow) == len(slow) - room)
+        for call in slow:
+            if call.done():
+                error = await failure(call)
+                assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+                info, retry = details(error)
+                assert info.reason == "OVERLOADED"
+                assert retry is not None
+        assert (await client.kv(kv_pb2.PutRequest(key=b"k"))).revision == 1
+    finally:
+        for call in slow:
+            call.cancel()
+
+
+async def test_large_unary_calls_are_counted_and_let_go(client: WireClient) -> None:
+    """More than fit at a time: each is carried out or refused, and in the end there is room."""
+    value = bytes(limits.MAX_VALUE_BYTES)
+    outcomes = await asyncio.gather(
+        *(client.kv(kv_pb2.PutRequest(key=b"%d" % n, value=value), seconds=60) for n in range(12)),
+        return_exceptions=True,
+    )
+    for outcome in outcomes:
+        if isinstance(outcome, grpc.aio.AioRpcError):
+            assert details(outcome)[0].reason == "OVERLOADED"
+        else:
+            assert isinstance(outcome, kv_pb2.PutResponse)
+    assert any(isinstance(outcome, kv_pb2.PutResponse) for outcome in outcomes)
+    await client.kv(kv_pb2.PutRequest(key=b"k", value=value), seconds=60)
+    got = await client.kv(kv_pb2.GetRequest(key=b"k"), seconds=60)
+    assert len(got.record.value) == len(value)
+
+
+async def test_a_request_that_is_none_is_refused(client: WireClient) -> None:
+    for name in ("Put", "Get"):
+        put: Any = client.channel.unary_unary(f"/kvorumpb.v1.KV/{name}")
+        error = await failure(put(b"\xff\xff"))
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    session: Any = client.channel.stream_stream("/kvorumpb.v1.KV/Session")()
+    await session.write(kv_pb2.SessionRequest(calls=[put_call(1)]).SerializeToString())
+    await session.write(b"\xff\xff")
+    answered = []
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for response in session:
+            answered += kv_pb2.SessionResponse.FromString(response).replies
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert [reply.id for reply in answered] == [1]  # what came before is answered
+
+
 # Health, reflection, peers.
 
 

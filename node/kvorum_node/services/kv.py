@@ -22,6 +22,7 @@ from kvorum.errors import InvalidArgument, NotLeader, Overloaded
 from kvorum.status import DETAILS_KEY, from_rpc_error, from_status, to_status
 from kvorum_node.admission import RETRY_DELAY_MS
 from kvorum_node.node import Node
+from kvorum_node.services.arrival import Arrivals
 from kvorum_node.services.session import Session
 from kvorumpb.v1 import kv_pb2
 from kvorumpb.v1.kv_pb2 import Reply
@@ -64,11 +65,12 @@ _UNARY = (
 class KvService:
     def __init__(self, node: Node) -> None:
         self._node = node
+        self._arrivals = Arrivals(node.admission.arrivals)
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     def handler(self) -> grpc.GenericRpcHandler:
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            method.name: grpc.unary_unary_rpc_method_handler(
+            method.name: grpc.stream_unary_rpc_method_handler(
                 self._unary(method),
                 request_deserializer=None,
                 response_serializer=method.response.SerializeToString,
@@ -87,10 +89,15 @@ class KvService:
             await channel.close()
         self._channels.clear()
 
-    def _unary(self, method: _Unary) -> Callable[[bytes, Context], Awaitable[Message]]:
-        async def serve(data: bytes, context: Context) -> Message:
+    def _unary(
+        self, method: _Unary
+    ) -> Callable[[AsyncIterator[bytes], Context], Awaitable[Message]]:
+        async def serve(requests: AsyncIterator[bytes], context: Context) -> Message:
+            del requests  # read from the context: arrival.py
+            data = b""
             try:
-                with self._counted(data):
+                data = await self._arrivals.receive(context)
+                with self._counted(len(data)):
                     reply = await self._execute(method, data, context)
                     if not reply.HasField("error"):
                         return self._answer(method, reply, context)
@@ -98,22 +105,22 @@ class KvService:
                     address = error.metadata.get("address")
                     if isinstance(error, NotLeader) and address and not _was_forwarded(context):
                         return await self._forward(method, data, address, context)
-            except Overloaded as overloaded:
-                await abort(context, to_status(overloaded, retry_delay_ms=RETRY_DELAY_MS))
-            await abort(context, reply.error)
+                    status = reply.error
+            except (Overloaded, InvalidArgument) as refusal:
+                status = to_status(refusal, retry_delay_ms=RETRY_DELAY_MS)
+            # What ends a call by an error lives until the next garbage collection, with its frames.
+            del data
+            await abort(context, status)
 
         return serve
 
     @contextmanager
-    def _counted(self, data: bytes) -> Iterator[None]:
-        """Have room for a large request. Raises Overloaded.
-
-        gRPC reads the whole of it before anybody is asked: only what comes of it is spared.
-        """
-        if len(data) <= limits.MAX_BATCH_BYTES:
+    def _counted(self, size_bytes: int) -> Iterator[None]:
+        """Have room for what comes of a large request. Raises Overloaded."""
+        if size_bytes <= limits.MAX_BATCH_BYTES:
             yield
             return
-        reservation = self._node.admission.calls.reserve(len(data))
+        reservation = self._node.admission.calls.reserve(size_bytes)
         try:
             yield
         finally:
@@ -181,14 +188,16 @@ class KvService:
             async with asyncio.TaskGroup() as tasks:
                 writer = tasks.create_task(session.write())
                 async for message in messages:
-                    await session.take(message)
+                    try:
+                        await session.take(message)
+                    except DecodeError:
+                        malformed = True
+                        break  # what came before is answered as ever
                 await session.finish()
                 await writer
         except* grpc.aio.InternalError:
             # gRPC's word for a stream that is dead: the client has dropped it, which is no news.
             logger.debug("%s lost a session while it was answering", self._node)
-        except* DecodeError:
-            malformed = True
         finally:
             forget()
             session.close()
