@@ -21,9 +21,9 @@ from kvorumpb.v1 import kv_pb2
 from kvorumpb.v1.command_pb2 import KeyRange
 from kvorumpb.v1.kv_pb2 import Call, PutRequest
 from kvorumpb.v1.watch_pb2 import BeginWatch, EndWatch, WatchRequest, WatchResponse
-from tests.node.test_server import config_at, serving
 from tests.support.eventually import DEADLINE_SECONDS, eventually
 from tests.support.node_group import TIMING, NodeGroup
+from tests.support.served import config_at, serving
 from tests.support.watch_client import Client, Heard, shown
 from tests.support.wire_client import SERVING, WireClient, details
 
