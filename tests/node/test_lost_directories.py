@@ -270,11 +270,10 @@ async def test_what_cannot_be_read_ends_the_stream_and_is_said_once(
         await group.same()
         encode = wire.encode
 
-        def newer(group_id: GroupId, message: Any) -> raft_pb2.RaftMessage:
-            encoded = encode(group_id, message)
-            for entry in encoded.append_entries.entries:
+        def newer(group_id: GroupId, message: Any, *, into: raft_pb2.RaftMessage) -> None:
+            encode(group_id, message, into=into)
+            for entry in into.append_entries.entries:
                 entry.kind = raft_pb2.LogEntry.Kind.ValueType(9)
-            return encoded
 
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(wire, "encode", newer)
