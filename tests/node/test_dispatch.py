@@ -28,7 +28,7 @@ from kvorum.status import from_status
 from kvorum_node.machine import listing
 from kvorum_node.raft.messages import AppendEntries, Heartbeat, HeartbeatReply
 from kvorum_node.raft.types import Index, Term
-from kvorum_node.services.dispatch import Answer, Dispatcher
+from kvorum_node.services.dispatch import Answer, Dispatcher, made
 from kvorumpb.v1.command_pb2 import Command, CommandBatch, KeyRange
 from kvorumpb.v1.kv_pb2 import (
     LEASE,
@@ -44,7 +44,7 @@ from kvorumpb.v1.kv_pb2 import (
     TxnRequest,
 )
 from tests.support import commands
-from tests.support.calls import add, ask, ask_one, delete, error_of, get, made, put
+from tests.support.calls import add, ask, ask_one, delete, error_of, get, put
 from tests.support.driven_node import DrivenNode
 from tests.support.eventually import eventually
 from tests.support.raft_messages import append, heartbeat, heartbeat_reply

@@ -1,10 +1,8 @@
 """Short words for calls, and for asking a dispatcher."""
 
-from collections.abc import Iterable
-
 from kvorum.errors import KvorumError
 from kvorum.status import from_status
-from kvorum_node.services.dispatch import Answer, Dispatcher
+from kvorum_node.services.dispatch import Dispatcher
 from kvorumpb.v1.kv_pb2 import Call, DeleteRequest, GetRequest, PutRequest, Reply, TxnRequest
 from tests.support import commands
 
@@ -39,9 +37,3 @@ async def ask(dispatcher: Dispatcher, *calls: Call) -> dict[int, Reply]:
 
 async def ask_one(dispatcher: Dispatcher, call: Call) -> Reply:
     return (await ask(dispatcher, call))[call.id]
-
-
-def made(answers: Iterable[Answer]) -> list[Reply]:
-    """The replies, of reads as they are now. What takes long is left out, and comes later."""
-    replies = (one if isinstance(one, Reply) else one() for one in answers)
-    return [reply for reply in replies if reply is not None]

@@ -135,8 +135,7 @@ class Dispatcher:
         done = asyncio.get_running_loop().create_future()
 
         def collect(some: Iterable[Answer]) -> None:
-            made = (one if isinstance(one, Reply) else one() for one in some)
-            replies.extend(reply for reply in made if reply is not None)
+            replies.extend(made(some))
             if len(replies) == count and not done.done():
                 done.set_result(None)
 
@@ -361,6 +360,12 @@ def _too_many_long_lists() -> Overloaded:
         limit="MAX_LONG_LISTS",
         maximum=limits.MAX_LONG_LISTS,
     )
+
+
+def made(answers: Iterable[Answer]) -> list[Reply]:
+    """The replies, of reads as they are now. What takes long is left out, and comes later."""
+    replies = (one if isinstance(one, Reply) else one() for one in answers)
+    return [reply for reply in replies if reply is not None]
 
 
 def _read_request(call: Call) -> GetRequest | ListRequest:
