@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kvorum.admin import ClusterAdmin
-from kvorum.errors import DeadlineExceeded, NotLeader, StateCorrupt
+from kvorum.errors import DeadlineExceeded, NoLeader, NotLeader, StateCorrupt
 from kvorum_node import verification
 from kvorum_node.machine import HASH_FORMAT
 from kvorum_node.machine.content_hash import ContentHash, ContentHasher
@@ -440,7 +440,7 @@ async def test_a_leader_that_was_deposed_meanwhile_does_not_judge(
     verifying = asyncio.create_task(verify(leader))
     await eventually(lambda: leader.node.verifier._hashes)
     await leader.node.transfer_leadership(None)
-    with pytest.raises(NotLeader):
+    with pytest.raises((NotLeader, NoLeader)):  # it may not know yet who leads instead
         await verifying
 
 
