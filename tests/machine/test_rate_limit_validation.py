@@ -7,7 +7,7 @@ import pytest
 from kvorum import limits
 from kvorum.errors import InvalidArgument, LimitExceeded
 from kvorum_node.machine.rate_limits import take
-from kvorum_node.rate_limit_validation import validate_rate_limit
+from kvorum_node.validation import validate_rate_limit
 from kvorumpb.v1.command_pb2 import RateLimit, RateLimitOperation
 
 LOG, COUNTER, GCRA = RateLimit.SLIDING_LOG, RateLimit.SLIDING_COUNTER, RateLimit.GCRA
@@ -33,14 +33,14 @@ def _limit(
 
 def _accept(*rate_limits: RateLimit) -> None:
     """It passes, and what passes has room when it is whole."""
-    validate_rate_limit(RateLimitOperation(limits=rate_limits), WHERE)
+    validate_rate_limit(RateLimitOperation(limits=rate_limits), WHERE, set())
     for limit in rate_limits:
         assert take(limit, b"", 0).result.allowed
 
 
 def _refuse(match: str, *rate_limits: RateLimit) -> None:
     with pytest.raises(InvalidArgument, match=match) as raised:
-        validate_rate_limit(RateLimitOperation(limits=rate_limits), WHERE)
+        validate_rate_limit(RateLimitOperation(limits=rate_limits), WHERE, set())
     assert not isinstance(raised.value, LimitExceeded)
     assert len(raised.value.message) < 250
 
@@ -48,7 +48,7 @@ def _refuse(match: str, *rate_limits: RateLimit) -> None:
 def _exceed(match: str, name: str, actual: int, *rate_limits: RateLimit) -> None:
     maximum = getattr(limits, name)
     with pytest.raises(LimitExceeded, match=match) as raised:
-        validate_rate_limit(RateLimitOperation(limits=rate_limits), WHERE)
+        validate_rate_limit(RateLimitOperation(limits=rate_limits), WHERE, set())
     assert raised.value.metadata == {
         "limit": name,
         "maximum": str(maximum),
@@ -200,4 +200,4 @@ def test_a_reset_is_like_any_other(algorithm: RateLimit.Algorithm.ValueType) -> 
 )
 def test_every_limit_of_an_operation_is_looked_at(wrong: Callable[[], RateLimit]) -> None:
     with pytest.raises(InvalidArgument):
-        validate_rate_limit(RateLimitOperation(limits=[_limit(key=b"good"), wrong()]), WHERE)
+        validate_rate_limit(RateLimitOperation(limits=[_limit(key=b"good"), wrong()]), WHERE, set())

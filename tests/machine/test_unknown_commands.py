@@ -1,7 +1,11 @@
 """What a version does not understand stops it, before anything of the call is written."""
 
+import re
+from typing import Any
+
 import pytest
 
+from kvorum import limits
 from kvorum.errors import StorageError
 from kvorum_node.machine import FORMAT, Machine, UnknownCommand
 from kvorum_node.raft.types import Entry, EntryKind, Index, Term
@@ -9,11 +13,19 @@ from kvorumpb.v1.command_pb2 import (
     Check,
     Command,
     CommandBatch,
+    Compaction,
+    KeyRange,
+    ListOperation,
     Operation,
-    PutOperation,
+    RateLimit,
+    RateLimitOperation,
+    RegisterClient,
+    Sweep,
     Transaction,
+    Verdict,
+    Verification,
 )
-from tests.support.commands import entry, exists, put, run_one, transaction
+from tests.support.commands import delete, entry, exists, indexed, put, run_one, transaction
 
 GOOD = transaction(put(b"good"))
 
@@ -73,10 +85,97 @@ def test_a_newer_format_is_named(machine: Machine) -> None:
         machine.apply([_entry(_batch(version=7), index=1)])
 
 
-def test_the_known_is_applied_whatever_stands_beside_it(machine: Machine) -> None:
-    """A field that is unknown within a known format is the writer's business, as in protobuf."""
-    operation = Operation(
-        put=PutOperation.FromString(put(b"a").put.SerializeToString() + b"\x78\1")
-    )
-    machine.apply([_entry(_commands(transaction(operation)), index=1)])
+# Fields that a later version might add to what this one knows. Field 15 is a varint, or a message.
+LATER_NUMBER = b"\x78\1"
+LATER_MESSAGE = b"\x7a\2\x08\1"
+
+
+def _later(path: tuple[str | int, ...], later: bytes, padding: int = 0) -> bytes:
+    """A batch in which the message at the path has a later field."""
+    batch = CommandBatch(format=FORMAT, log_time_ms=99)
+    value = b"v" * padding
+    limit = RateLimit(key=b"r", algorithm=RateLimit.GCRA, limit=1, window_ms=1)
+    for kind in (
+        transaction(
+            put(b"a", value, entries=[indexed("i", b"x")]),
+            Operation(list=ListOperation(range=KeyRange(start=b"a"))),
+            Operation(rate_limit=RateLimitOperation(limits=[limit])),
+            checks=[Check(range=KeyRange(start=b"a"), exists=True)],
+            otherwise=[delete(b"a")],
+        ),
+        RegisterClient(),
+        Sweep(),
+        Compaction(),
+        Verification(),
+        Verdict(),
+    ):
+        name = re.sub("(?<=[a-z])(?=[A-Z])", "_", type(kind).__name__).lower()
+        batch.commands.add(**{name: kind})
+    message: Any = batch
+    for step in path:
+        message = message[step] if isinstance(step, int) else getattr(message, step)
+    message.MergeFromString(later)
+    return batch.SerializeToString()
+
+
+PATHS: dict[str, tuple[str | int, ...]] = {
+    "the batch": (),
+    "a command": ("commands", 0),
+    "a transaction": ("commands", 0, "transaction"),
+    "an operation": ("commands", 0, "transaction", "operations", 0),
+    "a put": ("commands", 0, "transaction", "operations", 0, "put"),
+    "an index entry": ("commands", 0, "transaction", "operations", 0, "put", "index_entries", 0),
+    "a range": ("commands", 0, "transaction", "operations", 1, "list", "range"),
+    "a rate limit": ("commands", 0, "transaction", "operations", 2, "rate_limit", "limits", 0),
+    "the other branch": ("commands", 0, "transaction", "otherwise", 0, "delete"),
+    "a check": ("commands", 0, "transaction", "checks", 0),
+    "a range of a check": ("commands", 0, "transaction", "checks", 0, "range"),
+    "a registration": ("commands", 1, "register_client"),
+    "a sweep": ("commands", 2, "sweep"),
+    "a compaction": ("commands", 3, "compaction"),
+    "a verification": ("commands", 4, "verification"),
+    "a verdict": ("commands", 5, "verdict"),
+}
+
+
+@pytest.mark.parametrize("padding", [0, limits.MAX_BATCH_BYTES + 1], ids=["small", "large"])
+@pytest.mark.parametrize("later", [LATER_NUMBER, LATER_MESSAGE], ids=["number", "message"])
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
+def test_a_field_of_a_later_version_stops_the_node(
+    machine: Machine, path: tuple[str | int, ...], later: bytes, padding: int
+) -> None:
+    """To carry out a put without what was added to it would part this node from the others."""
+    with pytest.raises(UnknownCommand, match="entry 1@1 has a field that this version does not"):
+        machine.apply([_entry(_later(path, later, padding), index=1)])
+    assert (machine.applied, machine.revision) == (0, 0)
+    known = _entry(_later(path, b"", padding), index=1)
+    machine.apply([known])
+    assert machine.applied == 1
+
+
+@pytest.mark.parametrize("padding", [0, limits.MAX_BATCH_BYTES + 1], ids=["small", "large"])
+def test_an_encoding_that_is_longer_than_it_need_be_is_no_unknown_field(
+    machine: Machine, padding: int
+) -> None:
+    """Another encoder may write what is the default, and say a field twice."""
+    data = _commands(transaction(put(b"a", b"v" * padding)))
+    longer = b"\x08\0" + b"\x08\x82\0" + data  # the format: first 0, then 2 in two bytes
+    machine.apply([_entry(longer, index=1)])
     assert machine.get(b"a") is not None
+    with pytest.raises(UnknownCommand, match="a field that this version does not know"):
+        machine.apply([_entry(longer + LATER_NUMBER, index=2)])
+
+
+def test_every_message_that_a_log_may_have_is_looked_into() -> None:
+    """Whatever is added to command.proto: what is in a CommandBatch is found by its description."""
+    reached, left = set(), [CommandBatch.DESCRIPTOR]
+    while left:
+        descriptor = left.pop()
+        if descriptor.full_name in reached:
+            continue
+        reached.add(descriptor.full_name)
+        for field in descriptor.fields:
+            if field.message_type is not None:
+                assert not field.message_type.GetOptions().map_entry, "a map is not looked into"
+                left.append(field.message_type)
+    assert "kvorumpb.v1.IndexEntry" in reached

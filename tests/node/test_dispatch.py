@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from google.protobuf.json_format import MessageToDict
@@ -40,6 +41,7 @@ from kvorumpb.v1.kv_pb2 import (
     GetRequest,
     ListRequest,
     PutRequest,
+    RegisterClientRequest,
     Reply,
     TxnRequest,
 )
@@ -224,6 +226,40 @@ async def test_a_consistency_that_makes_no_sense_is_refused(
 
 
 # Refusals.
+
+
+LATER_FIELD = b"\xf8\x01\x01"
+"""Field 31, as a newer client may send it."""
+
+
+@pytest.mark.parametrize(
+    ("call", "path"),
+    [
+        (get(0, b"k"), ()),
+        (get(0, b"k"), ("get",)),
+        (Call(list=ListRequest(range=KeyRange(end=b"b"))), ("list", "range")),
+        (put(0, b"k"), ("put",)),
+        (put(0, b"k"), ("put", "origin")),
+        (delete(0, b"k"), ("delete",)),
+        (add(0, b"k"), ("txn",)),
+        (add(0, b"k"), ("txn", "transaction")),
+        (Call(register_client=RegisterClientRequest(client_id=1)), ("register_client",)),
+    ],
+)
+async def test_what_a_newer_client_asks_for_is_refused_and_never_left_out(
+    dispatcher: Dispatcher, call: Call, path: tuple[str, ...]
+) -> None:
+    """A put on a condition that this version does not know is none on no condition."""
+    asked = Call()
+    asked.CopyFrom(call)
+    message: Any = asked
+    for name in path:
+        message = getattr(message, name)
+    message.MergeFromString(LATER_FIELD)
+    error = error_of(await ask_one(dispatcher, asked))
+    assert type(error) is InvalidArgument
+    assert "something that this version does not know" in error.message
+    assert not (await ask_one(dispatcher, get(0, b"k"))).get.HasField("record")
 
 
 @pytest.mark.parametrize(

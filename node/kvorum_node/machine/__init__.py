@@ -8,7 +8,8 @@ comes with the entry.
 
 How a write passes through, in the order to read the files:
 
-    commands.py      an entry's data becomes commands, or stops the node
+    commands.py      an entry's data becomes commands, or stops the node, also at a field
+                     that it does not know (unknown_fields.py)
     execution.py     commands run one after the other, each atomic, on an overlay
     clients.py       a write that comes again is answered and not run
     machine.py       the overlay and where it leads to (standing.py) go to the engine
@@ -19,7 +20,7 @@ How a write passes through, in the order to read the files:
     snapshot.py      the whole state as a stream, and a stream as a state
 
 The machine trusts what is in the log: requests are checked before they are
-proposed (kvorum_node.validation). What it does not trust is its own ability to
+proposed (kvorum_node/validation). What it does not trust is its own ability to
 understand the log: an instruction that it does not know stops the node, since to
 skip it would let this node's state part from that of the others without a word.
 
@@ -32,6 +33,7 @@ from kvorum_node.machine.history import History, PastEvent
 from kvorum_node.machine.listing import Listing
 from kvorum_node.machine.machine import Machine, Transition
 from kvorum_node.machine.snapshot import SnapshotDamaged, SnapshotReader, Staging
+from kvorum_node.machine.unknown_fields import has_unknown_fields
 
 __all__ = [
     "FORMAT",
@@ -48,4 +50,5 @@ __all__ = [
     "Staging",
     "Transition",
     "UnknownCommand",
+    "has_unknown_fields",
 ]

@@ -4,7 +4,7 @@ The session stream, the unary methods and the store embedded in a process all en
 here. A set of calls costs one log entry for its writes and one read round for
 its reads, however many they are; a call that is refused does not touch the others.
 
-Nothing is decided about data here: validation.py says what a request may be, the
+Nothing is decided about data here: validation/ says what a request may be, the
 state machine what it does, and kvorum/status.py how an error travels.
 """
 
@@ -106,6 +106,7 @@ class Dispatcher:
             try:
                 if self._draining:
                     raise ShuttingDown("the node is shutting down")
+                validation.validate_known(call, "the call")
                 if shortage is not None and takes_space(call):
                     raise shortage
                 gets = _is_transaction_with_gets(call)

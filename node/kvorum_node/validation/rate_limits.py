@@ -1,6 +1,6 @@
 """What a rate limit must be like before it is worth a log entry.
 
-Rules: those of validation.py. What passes here, machine/rate_limits.py can decide about:
+What passes here, machine/rate_limits.py can decide about:
 a limit that is whole has room for its cost.
 """
 
@@ -8,6 +8,7 @@ from typing import Final
 
 from kvorum import limits
 from kvorum.errors import InvalidArgument, LimitExceeded
+from kvorum_node.validation.parts import shown, too_long
 from kvorumpb.v1.command_pb2 import RateLimit, RateLimitOperation
 
 _LARGEST: Final[dict[RateLimit.Algorithm.ValueType, str]] = {
@@ -17,12 +18,15 @@ _LARGEST: Final[dict[RateLimit.Algorithm.ValueType, str]] = {
 }
 """By algorithm, the name of the highest limit."""
 
-_SHOWN_CHARACTERS: Final = 48
-"""How much of a key an error repeats."""
 
+def validate_rate_limit(operation: RateLimitOperation, where: str, taken: set[bytes]) -> None:
+    """Raises InvalidArgument or LimitExceeded.
 
-def validate_rate_limit(operation: RateLimitOperation, where: str) -> None:
-    """Raises InvalidArgument or LimitExceeded; `where` names the operation."""
+    Args:
+        operation: to be checked.
+        where: names the operation.
+        taken: keys of the rate limits of the operations before it; those of this one are added.
+    """
     count = len(operation.limits)
     if count == 0:
         raise InvalidArgument(f"{where} of the transaction has no rate limit: add at least one")
@@ -33,15 +37,14 @@ def validate_rate_limit(operation: RateLimitOperation, where: str) -> None:
             "MAX_RATE_LIMITS",
             count,
         )
-    seen: set[bytes] = set()
     for limit in operation.limits:
         _validate_key(limit.key, where)
-        if limit.key in seen:
+        if limit.key in taken:
             raise InvalidArgument(
-                f"{where} of the transaction takes from the rate limit {_shown(limit.key)} a"
+                f"{where} of the transaction takes from the rate limit {shown(limit.key)} a"
                 " second time: give it once, with the whole cost"
             )
-        seen.add(limit.key)
+        taken.add(limit.key)
         _validate_setting(limit)
         _validate_cost(limit)
 
@@ -52,24 +55,19 @@ def _validate_key(key: bytes, where: str) -> None:
             f"a key of a rate limit in {where} is empty: it must have at least one byte"
         )
     if len(key) > limits.MAX_KEY_BYTES:
-        raise _exceeded(
-            f"the key of the rate limit {_shown(key)} has {len(key):,} bytes, more than the"
-            f" {limits.MAX_KEY_BYTES:,} of a key: shorten it, or use a hash of it",
-            "MAX_KEY_BYTES",
-            len(key),
-        )
+        raise too_long("the key of the rate limit", key)
 
 
 def _validate_setting(limit: RateLimit) -> None:
     name = _LARGEST.get(limit.algorithm)
     if name is None:
         raise InvalidArgument(
-            f"the rate limit {_shown(limit.key)} has the algorithm {limit.algorithm}, which is none"
+            f"the rate limit {shown(limit.key)} has the algorithm {limit.algorithm}, which is none"
             " that this node knows: set SLIDING_LOG, SLIDING_COUNTER or GCRA"
         )
     if limit.limit < 1:
         raise InvalidArgument(
-            f"the rate limit {_shown(limit.key)} allows {limit.limit}: give a limit of at least 1"
+            f"the rate limit {shown(limit.key)} allows {limit.limit}: give a limit of at least 1"
         )
     largest: int = getattr(limits, name)
     if limit.limit > largest:
@@ -79,19 +77,19 @@ def _validate_setting(limit: RateLimit) -> None:
             else ": count in larger units"
         )
         raise _exceeded(
-            f"the rate limit {_shown(limit.key)} allows {limit.limit:,}, more than the {largest:,}"
+            f"the rate limit {shown(limit.key)} allows {limit.limit:,}, more than the {largest:,}"
             f" of its algorithm{helps}",
             name,
             limit.limit,
         )
     if limit.window_ms < 1:
         raise InvalidArgument(
-            f"the rate limit {_shown(limit.key)} has a window of {limit.window_ms} ms: give at"
+            f"the rate limit {shown(limit.key)} has a window of {limit.window_ms} ms: give at"
             " least 1"
         )
     if limit.window_ms > limits.MAX_RATE_WINDOW_MS:
         raise _exceeded(
-            f"the rate limit {_shown(limit.key)} has a window of {limit.window_ms:,} ms, more than"
+            f"the rate limit {shown(limit.key)} has a window of {limit.window_ms:,} ms, more than"
             f" {limits.MAX_RATE_WINDOW_MS:,}: shorten it",
             "MAX_RATE_WINDOW_MS",
             limit.window_ms,
@@ -103,22 +101,22 @@ def _validate_cost(limit: RateLimit) -> None:
     if limit.burst:
         if limit.algorithm != RateLimit.GCRA:
             raise InvalidArgument(
-                f"the rate limit {_shown(limit.key)} has a burst, which only GCRA has: leave it out"
+                f"the rate limit {shown(limit.key)} has a burst, which only GCRA has: leave it out"
             )
         if not 0 < limit.burst <= limit.limit:
             raise InvalidArgument(
-                f"the rate limit {_shown(limit.key)} has a burst of {limit.burst:,}: give 1 to its"
+                f"the rate limit {shown(limit.key)} has a burst of {limit.burst:,}: give 1 to its"
                 f" limit, {limit.limit:,}, or 0 for the limit"
             )
         capacity = limit.burst
     if limit.cost < 0:
         raise InvalidArgument(
-            f"the cost {limit.cost} at the rate limit {_shown(limit.key)} is negative: give at"
+            f"the cost {limit.cost} at the rate limit {shown(limit.key)} is negative: give at"
             " least 1, or 0 to read how it stands"
         )
     if limit.cost > capacity:
         raise InvalidArgument(
-            f"the cost {limit.cost:,} is more than the rate limit {_shown(limit.key)} ever has room"
+            f"the cost {limit.cost:,} is more than the rate limit {shown(limit.key)} ever has room"
             f" for, which is {capacity:,}: take it in parts"
         )
 
@@ -126,10 +124,3 @@ def _validate_cost(limit: RateLimit) -> None:
 def _exceeded(message: str, limit: str, actual: int) -> LimitExceeded:
     maximum: int = getattr(limits, limit)
     return LimitExceeded(message, limit=limit, maximum=maximum, actual=actual)
-
-
-def _shown(key: bytes) -> str:
-    """The key as the client writes it, in quotes, cut to what fits a message."""
-    text = key.decode(errors="surrogateescape")
-    shown = repr(text[:_SHOWN_CHARACTERS])
-    return shown if len(text) <= _SHOWN_CHARACTERS else shown + "…"
