@@ -2,9 +2,10 @@
 
     python -m tests.chaos --minutes 10 --nodes 5 --seed 7 --faults kill-leader,partition
 
-Ends with status 0 only if every history is linearizable, nothing is lost, and all nodes agree;
-with 1 if not, or if the run shows nothing; with 2 for a wrong command line. How to read the
-report is in docs/chaos.md.
+Ends with status 0 only if every history is linearizable, nothing is lost, counted twice, or told
+to watches in another way, keys expire when they have to, and all nodes agree; with 1 if not, or
+if the run shows nothing; with 2 for a wrong command line. How to read the report is in
+docs/chaos.md.
 """
 
 import argparse

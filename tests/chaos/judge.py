@@ -12,9 +12,17 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tests.chaos.client import LEDGER
+from tests.chaos.leases import LeaseCall, LeaseFigures, look_into_leases
+from tests.chaos.watches import Told, WatchFigures, last_reads, look_into_watches
 from tests.support.histories import CallOutcome, Record, operations
 from tests.support.linearizability import MAX_STEPS, Outcome, Verdict, check
-from tests.support.linearizability_kvorum import Get, Kvorum, Put, revisions_out_of_order
+from tests.support.linearizability_kvorum import (
+    Add,
+    Get,
+    Kvorum,
+    Put,
+    revisions_out_of_order,
+)
 
 SHOWN: Final = 5
 """How many of a kind a finding names."""
@@ -49,8 +57,21 @@ class Evidence:
     ledger: Mapping[str, object]
     """What the store holds of it at the end."""
     contents: Mapping[str, Content]
+    leases: Sequence[LeaseCall]
+    watches: Mapping[str, Sequence[Told]]
+    """By their names: what each was told."""
     accidents: Sequence[str]
     """What went wrong on the way: nodes that ended by themselves, what came too late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """Adds to counters; each counter has been read at the end."""
+
+    counters: int
+    acknowledged: int
+    in_doubt: int
+    """Such an add may have counted, and may not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +86,9 @@ class Judgement:
     acknowledged_writes: int
     """To the ledger."""
     lost_writes: int
+    counters: Counters
+    leases: LeaseFigures
+    watches: WatchFigures
     stalls: Mapping[str, "Stall"] = field(default_factory=dict)
     """By fault."""
 
@@ -86,8 +110,9 @@ class Stall:
 def judge(evidence: Evidence, *, max_steps: int = MAX_STEPS) -> Judgement:
     """Look at everything; `max_steps` as for `check`."""
     findings = [*evidence.accidents]
-    outcomes = Counter(record.outcome.value for record in evidence.records)
-    errors = Counter(r.error.partition(":")[0] for r in evidence.records if r.error)
+    calls: list[Record | LeaseCall] = [*evidence.records, *evidence.leases]
+    outcomes = Counter(call.outcome.value for call in calls)
+    errors = Counter(call.error.partition(":")[0] for call in calls if call.error)
     if not outcomes[CallOutcome.RETURNED.value]:
         findings.append("no call returned: the run shows nothing")
     if not evidence.events:
@@ -99,11 +124,26 @@ def judge(evidence: Evidence, *, max_steps: int = MAX_STEPS) -> Judgement:
     if out_of_order := revisions_out_of_order(history):
         findings.append(f"revisions contradict time: {out_of_order}")
     acknowledged, lost = _look_into_ledger(evidence, findings)
+    counters = _look_into_counters(evidence, findings)
+    leases, wrong_leases = look_into_leases(evidence.leases)
+    watches, wrong_watches = look_into_watches(evidence.watches, evidence.records, evidence.leases)
+    findings += [*wrong_leases, *wrong_watches]
     if not evidence.contents:
         findings.append("the nodes were not compared")
     elif len(set(evidence.contents.values())) > 1:
         findings.append(f"the nodes hold different data: {dict(evidence.contents)}")
-    return Judgement(findings, verdict, outcomes, errors, acknowledged, lost, _stalls(evidence))
+    return Judgement(
+        findings=findings,
+        verdict=verdict,
+        calls=outcomes,
+        errors=errors,
+        acknowledged_writes=acknowledged,
+        lost_writes=lost,
+        counters=counters,
+        leases=leases,
+        watches=watches,
+        stalls=_stalls(evidence),
+    )
 
 
 def _look_into_ledger(evidence: Evidence, findings: list[str]) -> tuple[int, int]:
@@ -128,6 +168,32 @@ def _look_into_ledger(evidence: Evidence, findings: list[str]) -> tuple[int, int
     if not acknowledged:
         findings.append("no write to the ledger was acknowledged: the run shows nothing")
     return len(acknowledged), len(lost)
+
+
+def _look_into_counters(evidence: Evidence, findings: list[str]) -> Counters:
+    """Each has what was acknowledged, and beyond that no more than what is in doubt."""
+    sums: dict[CallOutcome, Counter[str]] = {outcome: Counter() for outcome in CallOutcome}
+    adds: Counter[CallOutcome] = Counter()
+    for record in evidence.records:
+        for step in record.operation.request.operations:
+            if isinstance(step, Add):
+                sums[record.outcome][step.key] += step.amount
+                adds[record.outcome] += 1
+    counters = sums[CallOutcome.RETURNED].keys() | sums[CallOutcome.UNKNOWN].keys()
+    found = {key: 0 if seen is None else seen.value for key, seen in last_reads(evidence.records)}
+    wrong = []
+    for key in sorted(counters):
+        least = sums[CallOutcome.RETURNED][key]
+        most = least + sums[CallOutcome.UNKNOWN][key]
+        value = found.get(key)
+        if not isinstance(value, int) or not least <= value <= most:
+            expected = str(least) if least == most else f"from {least} to {most}"
+            wrong.append(f"{key} is {value}, and has to be {expected}")
+    if wrong:
+        findings.append(f"{len(wrong)} counters are wrong: {'; '.join(wrong[:SHOWN])}")
+    if not adds[CallOutcome.RETURNED]:
+        findings.append("no add was acknowledged: the run shows nothing")
+    return Counters(len(counters), adds[CallOutcome.RETURNED], adds[CallOutcome.UNKNOWN])
 
 
 def _stalls(evidence: Evidence) -> dict[str, Stall]:

@@ -43,6 +43,9 @@ def as_json(options: Options, outcome: Outcome, judgement: Judgement) -> dict[st
         "errors": judgement.errors,
         "acknowledged_ledger_writes": judgement.acknowledged_writes,
         "lost_ledger_writes": judgement.lost_writes,
+        "counters": asdict(judgement.counters),
+        "leases": asdict(judgement.leases),
+        "watches": asdict(judgement.watches),
         "checker": {
             "outcome": judgement.verdict.outcome.value,
             "operations": judgement.verdict.operations,
@@ -100,10 +103,28 @@ def _summary(outcome: Outcome, judgement: Judgement) -> Sequence[str]:
     checked = f"{verdict.operations} operations in {verdict.partitions} partitions"
     contents = outcome.evidence.contents.values()
     writes, lost = judgement.acknowledged_writes, judgement.lost_writes
+    counters, leases, watches = judgement.counters, judgement.leases, judgement.watches
+    counted = (
+        f"counters: {counters.counters}, {counters.acknowledged} adds acknowledged,"
+        f" {counters.in_doubt} in doubt"
+    )
+    leased = (
+        f"leases: {leases.writes} times set, {leases.found} found, {leases.expired} expired; up to"
+        f" {leases.most_early_seconds:.3f} s early and {leases.most_late_seconds:.3f} s late"
+    )
+    revisions = ", ".join(f"{name} {count}" for name, count in watches.revisions.items())
+    watched = (
+        f"watches: {watches.changes} changes, {watches.expiries} expiries,"
+        f" {watches.writes} acknowledged writes; revisions told: {revisions}"
+    )
     return [
         f"calls: {calls}" + (f" ({errors})" if errors else ""),
         f"history: {verdict.outcome.value}, {checked}, {verdict.steps} steps",
         f"ledger: {writes} writes acknowledged, {lost} lost",
+        counted,
+        leased,
+        watched,
+        f"log time: strayed by {watches.log_time_stray_seconds:.3f} s",
         f"nodes: {len(contents)} compared, "
         + ("all hold the same" if len(set(contents)) == 1 else f"{len(set(contents))} contents"),
         f"logs: {', '.join(f'{count} {what}' for what, count in outcome.log_lines.items())}",
@@ -120,5 +141,5 @@ def remove(directory: Path, *patterns: str) -> None:
             path.unlink()
 
 
-HISTORIES: Final = ("c*.jsonl", "c*.log", "n*.log")
+HISTORIES: Final = ("c*.jsonl", "c*.log", "w*.jsonl", "w*.log", "n*.log")
 REPORTS: Final = ("report.json", "report.txt")

@@ -3,7 +3,8 @@
     start       nodes, clients; a write has succeeded
     harm        strike, wait, repair, wait until a write succeeds; again until time is up
     heal        everything repaired, every node running
-    look        every key that was used is read, the ledger is read, all nodes are compared
+    look        every key that was used is read, the ledger is read, what is left expires, the
+                watches are told of the end, all nodes are compared
 
 The order of the faults, their targets and their lengths are drawn from the seed. (What the
 processes do meanwhile is their own affair: a seed repeats the harm, and not the run.)
@@ -18,7 +19,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from signal import SIGTERM
+from signal import SIGKILL, SIGTERM
 from typing import Final
 
 import kvorum
@@ -28,13 +29,16 @@ from kvorum.cli.cluster_file import ProcessIdentity
 from kvorum.cli.local_cluster import PROBE_KEY, tail
 from kvorum.cli.processes import ProcessState
 from kvorum.errors import KvorumError
+from tests.chaos import leases, watches
 from tests.chaos.client import LEDGER
 from tests.chaos.disks import Disks
 from tests.chaos.faults import FAULTS, Arena, find_fake_time
 from tests.chaos.judge import Content, Event, Evidence
 from tests.chaos.network import Network
 from tests.chaos.nodes import Nodes, TooLateError, dies_with_us, until
+from tests.chaos.watches import AFTERWARDS, END, LATE, WATCHED, Told
 from tests.support.histories import Record, Recorder, load
+from tests.support.linearizability_kvorum import Put
 
 QUIET_SECONDS: Final = (0.3, 1.5)
 """Between two faults."""
@@ -43,6 +47,9 @@ LOG_LINES: Final = {
     "tracebacks": "Traceback (most recent call last)",
 }
 PROBE_SECONDS: Final = 2.0
+WATCHER: Final = "w1"
+LATE_WATCH_SECONDS: Final = 120.0
+"""For reading all history once more."""
 ON_TOP: Final = ("kill-leader", "kill-follower", "pause-leader")
 UNDERNEATH: Final = ("isolate-leader", "partition", "bridge", "one-way", "loss", "delay")
 ON_TOP_CHANCE: Final = 0.3
@@ -87,6 +94,8 @@ class Run:
         self._arena = Arena(nodes, network, disks)
         self._nodes = nodes
         self._clients: dict[str, ProcessIdentity] = {}
+        self._watcher: ProcessIdentity | None = None
+        self._late: list[Told] = []
         self._events: list[Event] = []
         self._accidents: list[str] = []
         self._ledger: dict[str, object] = {}
@@ -109,11 +118,14 @@ class Run:
             self._nodes.look_for_accidents()
             self._nodes.kill_all()
             await self._end_clients()
+            processes.send(self._watcher, SIGKILL)
         evidence = Evidence(
             records=[*self._recorded(), *self._last_reads],
             events=self._events,
             ledger=self._ledger,
             contents=self._contents,
+            leases=[*self._lease_calls()],
+            watches={**self._watched(), LATE: self._late},
             accidents=[*self._accidents, *self._nodes.accidents],
         )
         logs = [node.log_file for node in self._nodes.nodes.values() if node.log_file.exists()]
@@ -127,6 +139,7 @@ class Run:
 
         async def start() -> None:
             await self._writable(kv)
+            self._start_watcher()
             await self._start_clients()
 
         for step in (
@@ -138,7 +151,7 @@ class Run:
         ):
             try:
                 await step()
-            except (TooLateError, KvorumError) as error:
+            except (TooLateError, TimeoutError, KvorumError) as error:
                 self._accidents.append(f"{type(error).__name__}: {error}")
 
     # Clients.
@@ -178,6 +191,36 @@ class Run:
             path = self._options.directory / f"c{number}.jsonl"
             if path.exists():
                 yield from load(path)
+
+    def _lease_calls(self) -> Iterator[leases.LeaseCall]:
+        for number in range(1, self._options.clients + 1):
+            path = self._options.directory / f"c{number}.leases.jsonl"
+            if path.exists():
+                yield from leases.load(path)
+
+    # The watcher.
+
+    def _start_watcher(self) -> None:
+        directory = self._options.directory
+        command = [
+            *dies_with_us(),
+            *(sys.executable, "-m", "tests.chaos.watcher"),
+            *(self._nodes.target, WATCHER, str(directory)),
+        ]
+        self._watcher = processes.start(command, directory / f"{WATCHER}.log")
+
+    async def _watcher_ends(self) -> None:
+        async def has_ended() -> bool:
+            return processes.state(self._watcher) is ProcessState.DEAD
+
+        await until("the watches come to the end", has_ended)
+        text = (self._options.directory / f"{WATCHER}.log").read_text("utf-8", "replace")
+        if LOG_LINES["tracebacks"] in text:
+            self._accidents.append(f"the watcher has ended by itself:\n{text}")
+
+    def _watched(self) -> dict[str, Sequence[Told]]:
+        paths = {name: self._options.directory / f"{WATCHER}.{name}.jsonl" for name in WATCHED}
+        return {name: watches.load(path) for name, path in paths.items() if path.exists()}
 
     # Harm.
 
@@ -236,14 +279,26 @@ class Run:
         await self._writable(kv)
 
     async def _look(self, kv: KV) -> None:
-        recorder = Recorder(kv, client="afterwards")
+        recorder = Recorder(kv, client=AFTERWARDS)
+        self._last_reads = recorder.records
         keys = {
             step.key for record in self._recorded() for step in record.operation.request.operations
         }
         for key in sorted(key for key in keys if not key.startswith(LEDGER)):
             await recorder.get(key)
-        self._last_reads = recorder.records
         self._ledger = {entry.key: entry.value async for entry in kv.scan(LEDGER)}
+
+        async def is_removed() -> bool:
+            """What has expired, and is not removed yet, is there in the past."""
+            page = await kv.list(leases.LEASES, limit=1)
+            past = await kv.list(leases.LEASES, limit=1, revision=page.revision)
+            return not page.entries and not past.entries
+
+        await until("all that expires is removed", is_removed)
+        await recorder.transact(*(Put(key, key) for key in END))
+        await self._watcher_ends()
+        async with asyncio.timeout(LATE_WATCH_SECONDS):
+            await watches.write_down(kv, "", self._late.append)
         await until("all nodes have applied the same", self._is_applied)
         await until("all nodes have hashed the same index", self._is_hashed)
 

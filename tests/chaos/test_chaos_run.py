@@ -48,6 +48,10 @@ def test_faults_leave_every_promise_standing(tmp_path: Path) -> None:
     assert len(report["contents"]) == 3
     assert report["acknowledged_ledger_writes"] > 10
     assert report["lost_ledger_writes"] == 0
+    assert report["counters"]["acknowledged"] > 10
+    assert report["leases"]["expired"] > 0
+    assert report["watches"]["expiries"] > 0
+    assert report["watches"]["revisions"]["all"] > report["watches"]["writes"] > 10
     assert "passed" in (directory / "report.txt").read_text()
     assert not (directory / "nodes").exists()
     assert nodes_of(directory) == []
