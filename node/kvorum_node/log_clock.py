@@ -75,11 +75,18 @@ class LogClock:
         self._time_ns, self._at_ns = time_ns, at_ns
         return time_ns // _NS
 
-    def observe(self, log_time_ms: int) -> None:
-        """An entry with this time was applied: it is as late as that now, at least."""
-        # Before anything is known, this is better than a wall clock that may be anywhere.
-        if not self._known or log_time_ms * _NS > self._reached_ns(self._steady_ns()):
+    def observe(self, log_time_ms: int, *, own: bool = False) -> None:
+        """An entry with this time was applied: it is as late as that now, at least.
+
+        Args:
+            own: this node leads, and has stamped it.
+        """
+        # Before anything is known, this is better than a wall clock that may be anywhere: but
+        # not than the one by which the entry was stamped, or else a leader's time would go back.
+        unknown = not self._known and not own
+        if unknown or log_time_ms * _NS > self._reached_ns(self._steady_ns()):
             self._set(log_time_ms)
+        self._known = True
 
     def follow(self, log_time_ms: int) -> None:
         """The leader says what its own log time is. It is not behind what it has committed."""

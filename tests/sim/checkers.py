@@ -9,6 +9,8 @@
     MembersOfTheLog      a node goes by the members that its own log names
     Promises             what a node acknowledges is on its disk
     SameState            two nodes that have applied the same index hold the same
+    LogTime              log time goes on as true time does, whoever leads
+    OnTime               nobody reads what has expired by the clock of the leader
 
 What clients see is judged in oracle.py. Rules: a checker knows nothing of simulators,
 nodes and networks, and costs what has changed, not what there is. It reports to the
@@ -266,6 +268,108 @@ class StateDigest:
         for key, value in records.items():
             digest.change(key, None, value)
         return digest
+
+
+class LogTime:
+    """What leaders stamp on entries, held against the true time at which they did.
+
+    The difference of the two is the offset. While one leads, it changes by the slew alone, one
+    part in 2,000. Who takes over may be behind by the way of the last message that told it of
+    the leader's clock (`told`); and each start of a node costs a part of a millisecond, as
+    clocks are stored in whole ones. All that as long as no steady clock runs fast or
+    slow, and no wall clock is set before a start (`unsteady`). The beginning is not looked at:
+    until its first entry is applied, a cluster has no time but its leader's wall clock, and
+    from then on that of the entry.
+
+    A record so lives as long as its time to live says, but for the bound, on any leader.
+    """
+
+    SLEW = 2000
+    TOLERANCE_US = 2_000
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._first: tuple[Term, int, int] | None = None
+        """The term, the true time and the offset of the first stamp."""
+        self._last: tuple[Term, int, int] = (Term(0), 0, 0)
+        self._lag_us = 0
+        self._starts = 0
+        self._is_steady = True
+        self._began_us: int | None = None
+        self.checked = 0
+        self.takeovers = 0
+
+    def unsteady(self) -> None:
+        """A clock counts wrong, or nobody knows what it did while its node was down."""
+        self._is_steady = False
+
+    def starts(self) -> None:
+        """A node goes on with its stored clock."""
+        self._starts += 1
+
+    def leads_without(self) -> None:
+        """A node leads that knows no log time: one that has just been made."""
+        if self._began_us is not None:
+            self.unsteady()
+
+    def begins(self, now_us: int) -> None:
+        """A node has applied something with a log time."""
+        if self._began_us is None:
+            self._began_us = now_us
+
+    def told(self, lag_us: int) -> None:
+        """A follower goes by what its leader said so long ago."""
+        self._lag_us = max(self._lag_us, lag_us)
+
+    def commits(self, entry: Entry, stamped_us: int, log_time_ms: int) -> None:
+        """The next entry that is committed, in the order of the log."""
+        if self._began_us is None or stamped_us <= self._began_us:
+            return
+        stamp = (entry.term, stamped_us, log_time_ms * 1000 - stamped_us)
+        if self._first is None:
+            self._first = stamp
+        elif self._is_steady:
+            self.checked += 1
+            if entry.term == self._last[0]:
+                self._goes_on(entry, stamped_us, stamp[2])
+            else:
+                self.takeovers += 1
+            self._is_within(entry, stamped_us, stamp[2], self._first)
+        self._last = stamp
+
+    def _goes_on(self, entry: Entry, now_us: int, offset_us: int) -> None:
+        _, then_us, before_us = self._last
+        bound_us = (now_us - then_us) // self.SLEW + self.TOLERANCE_US
+        if abs(offset_us - before_us) > bound_us:
+            self._report(
+                f"log time: its leader stamps {entry} {offset_us - before_us} us off the time that"
+                f" has passed since its last one"
+            )
+
+    def _is_within(
+        self, entry: Entry, now_us: int, offset_us: int, first: tuple[Term, int, int]
+    ) -> None:
+        term, then_us, base_us = first
+        slew_us = (now_us - then_us) // self.SLEW + self.TOLERANCE_US * (1 + self._starts)
+        ahead_us = offset_us - base_us
+        if not -slew_us - self._lag_us * (entry.term - term) <= ahead_us <= slew_us + self._lag_us:
+            self._report(
+                f"log time: {entry} is stamped {ahead_us} us ahead of the time that has passed since"
+                f" the first entry; {self._lag_us} us is what a leader's word took at most"
+            )
+
+
+class OnTime:
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def reads(self, node: NodeId, key: bytes, expire_time_ms: int, asked_ms: int) -> None:
+        """A node answers a read with a record, by whose leader's clock it was asked then."""
+        if 0 < expire_time_ms < asked_ms:
+            self._report(
+                f"on time: {node_name(node)} was asked at {asked_ms} by its clock, and shows"
+                f" {key!r}, which had expired at {expire_time_ms}"
+            )
 
 
 def _names(nodes: Iterable[NodeId]) -> str:

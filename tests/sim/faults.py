@@ -275,7 +275,8 @@ class Faults:
 
     def _wall_clock(self, random: Random) -> End:
         host = random.choice(self._hosts())
-        host.clock.wall_offset_ms = random.choice((-1, 1)) * random.choice((10, 1000, 10**7))
+        offset_ms = random.choice((-1, 1)) * random.choice((10, 1000, 5 * 60_000, 10**7))
+        host.set_wall_clock(offset_ms)
         return lambda: None
 
     # What operators do.

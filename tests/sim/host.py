@@ -2,8 +2,10 @@
 
     Clock    what the machine believes the time to be
     Host     the machine: disks, clock, processor. It has a process, or is down
-    Process  one life of a node: the real driver, group, core, state machine and dispatcher,
-             on a NodeLoop and on the host's disks
+    Process  one life of a node: the real driver, group, core, state machine, dispatcher,
+             housekeeper and hub of watches, put together as in kvorum_node/node.py, on a
+             NodeLoop and on the host's disks
+    Letter   a message to a peer, and what comes with it
 
 Rules: whatever reaches a process comes through `poke`, which decides from the seed when
 the process gets the processor; a crash takes the disks away before it cancels the tasks,
@@ -11,8 +13,9 @@ so that nothing that a dying task does is seen by anybody.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import Any, Protocol
@@ -20,20 +23,23 @@ from typing import Any, Protocol
 from kvorum.errors import StorageError
 from kvorum_node.driver import Driver
 from kvorum_node.group import Group
+from kvorum_node.housekeeping import Housekeeper
 from kvorum_node.log_clock import LogClock
 from kvorum_node.machine import Machine
 from kvorum_node.members import removed_from_cluster
 from kvorum_node.raft.configuration import Configuration
 from kvorum_node.raft.core import Raft
-from kvorum_node.raft.messages import Message
-from kvorum_node.raft.types import GroupId, Index, NodeId, Settings, node_name
-from kvorum_node.services.dispatch import Dispatcher
+from kvorum_node.raft.messages import Heartbeat, HeartbeatReply, Message
+from kvorum_node.raft.types import GroupId, HardState, Index, NodeId, Settings, node_name
+from kvorum_node.services.dispatch import Answer, Dispatcher
 from kvorum_node.snapshots import Chunk, Header
 from kvorum_node.storage.data_directory import Identity, Storage
 from kvorum_node.storage.engine import Batch
 from kvorum_node.storage.raft_log import RaftLogStore
 from kvorum_node.storage.recovery import reconcile
-from kvorumpb.v1.kv_pb2 import Call, Reply
+from kvorum_node.watches import WatchHub
+from kvorumpb.v1.command_pb2 import Record
+from kvorumpb.v1.kv_pb2 import Call, Consistency, Reply
 from tests.sim.disk import Disk, DiskEngine
 from tests.sim.loop import NodeLoop
 from tests.sim.scheduler import MILLISECOND, SECOND, Scheduler
@@ -61,8 +67,15 @@ class Surroundings(Protocol):
     """How likely that is."""
     founders: Configuration
     """Whom the group begins with."""
+    history_seconds: float
+    """How long revisions can be read, ..."""
+    compaction_ticks: int
+    """... and how often to look whether some can be forgotten."""
 
-    def sends(self, host: "Host", message: Message) -> None: ...
+    def sends(self, host: "Host", letter: "Letter") -> None: ...
+    def told(self, lag_us: int) -> None: ...
+    def unsteady(self) -> None: ...
+    def shows(self, host: "Host", record: Record, asked_ms: int) -> None: ...
     async def carry(
         self, sender: "Process", peer: NodeId, header: Header, chunks: AsyncIterator[Chunk]
     ) -> Index: ...
@@ -73,6 +86,14 @@ class Surroundings(Protocol):
     def died(self, process: "Process") -> None: ...
     def failed(self, what: str) -> None: ...
     def note(self, *what: object) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    message: Message
+    log_time_ms: int
+    """What log time is by the clock of the sender, if it says so."""
+    sent_us: int
 
 
 class Clock:
@@ -114,6 +135,7 @@ class Host:
         self.slowness = 1.0
         """How many times as long as usual a sync takes."""
         self.lives = 0
+        self._wall_was_set = False
 
     def __str__(self) -> str:
         return node_name(self.node)
@@ -126,11 +148,15 @@ class Host:
         """Boot the process, on what the disks hold."""
         self.lives += 1
         self.around.note("start", self)
+        if self._wall_was_set:  # so it does not tell how long the node was down
+            self.around.unsteady()
         try:
             self.process = Process(self)
         except StorageError as error:
             self.around.failed(f"{self} cannot start: {error}")
             return
+        if self.lives > 1 and self.process.group.machine.clock is None:
+            self.around.unsteady()  # as little as if its wall clock were wrong
         self.around.started(self)
         self.process.poke()
 
@@ -163,26 +189,32 @@ class Host:
         self.resume()
 
     def set_clock(self, *, rate: float | None = None, forward_seconds: float = 0.0) -> None:
+        if forward_seconds or rate not in (None, self.clock.rate):
+            self.around.unsteady()
         self.clock.change(rate=rate, forward_seconds=forward_seconds)
         if self.process is not None:
             self.process.wake()
 
+    def set_wall_clock(self, offset_ms: int) -> None:
+        self.clock.wall_offset_ms = offset_ms
+        self._wall_was_set = True
+
     # What comes over the network.
 
-    def hears(self, message: Message) -> None:
-        process = self.process
+    def hears(self, letter: Letter) -> None:
+        process, sender = self.process, letter.message.sender
         if process is None:
             return
-        self.around.note("hears", message)
-        if process.group.raft.committed_configuration.has_removed(message.sender):
-            self.around.refuses(self, message.sender)
+        self.around.note("hears", letter.message)
+        if process.group.raft.committed_configuration.has_removed(sender):
+            self.around.refuses(self, sender)
         else:
-            process.call(process.driver.receive, GROUP, message)
+            process.call(process.take, letter)
 
     def asked(self, calls: list[Call], emit: Callable[[Iterable[Reply]], None]) -> None:
         process = self.process
         if process is not None:
-            process.call(process.dispatcher.dispatch, calls, partial(process.answer, emit))
+            process.call(process.dispatch, calls, emit)
 
     def lost_contact(self, other: NodeId) -> None:
         if self.process is not None:
@@ -221,10 +253,20 @@ class Process:
         self.group = self._open_group()
         self.driver.groups[GROUP] = self.group
         self.dispatcher = Dispatcher(self.group)
+        self._housekeeper = Housekeeper(
+            self.group, history_seconds=around.history_seconds, flush=self.driver.flush_state
+        )
+        # A run does not last long enough for the intervals of every day.
+        compaction_seconds = around.compaction_ticks * around.tick_us / SECOND
+        self._housekeeper._compaction_seconds = compaction_seconds
+        self.watches = WatchHub(
+            self.group.machine, vouches=self._hears_leader, fail=self.driver.fail
+        )
         if self.group.raft.configuration.all_voters == {host.node}:
             self.group.raft.campaign()
         self._running = self.loop.create_task(self.driver.run(), name=f"{host} driver")
         self._running.add_done_callback(self._driver_ended)
+        self._housekeeping = self._begin(self._housekeeper.run(), "housekeeping")
 
     def _open_group(self) -> Group:
         host, around = self.host, self.host.around
@@ -243,6 +285,7 @@ class Process:
             applied=machine.applied,
             randint=host.random.randint,
             settings=around.settings,
+            restarted=log.hard_state() != HardState(),
         )
         clock = LogClock(
             wall_ms=host.clock.wall_ms,
@@ -250,7 +293,36 @@ class Process:
             stored=machine.clock,
             applied_ms=machine.log_time_ms,
         )
-        return Group(GROUP, raft, machine, log, clock=clock, wake=self.driver.wake)
+        return Group(
+            GROUP,
+            raft,
+            machine,
+            log,
+            clock=clock,
+            wake=self.driver.wake,
+            tick_seconds=around.tick_us / SECOND,
+        )
+
+    def _begin(self, work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+        """As Node._begin: if it fails, so does the node."""
+
+        def ended(task: "asyncio.Task[None]") -> None:
+            error = None if task.cancelled() else task.exception()
+            if isinstance(error, Exception):
+                self.driver.fail(error)
+
+        task = self.loop.create_task(work, name=f"{self.host} {name}")
+        task.add_done_callback(ended)
+        return task
+
+    def _hears_leader(self) -> bool:
+        """As Node._hears_leader."""
+        raft, around = self.group.raft, self.host.around
+        if raft.configuration.all_voters == {self.host.node}:
+            return raft.leader == self.host.node
+        silence = self.time() - self.group.ticked_at
+        is_counting = silence < around.settings.election_ticks * around.tick_us / SECOND
+        return is_counting and raft.leader is not None
 
     # The processor.
 
@@ -307,8 +379,12 @@ class Process:
 
         async def stop() -> None:
             await self.dispatcher.close()
+            self.watches.close(f"{self.host} is shutting down")
+            self._housekeeping.cancel()
+            await asyncio.gather(self._housekeeping, return_exceptions=True)
             self.driver.stop()
             await asyncio.gather(self._running, return_exceptions=True)
+            self._housekeeper.store_clock()
             await self.driver.flush_state()
 
         def stopped(task: "asyncio.Task[None]") -> None:
@@ -327,13 +403,39 @@ class Process:
 
     def _send(self, group: GroupId, messages: Iterable[Message]) -> None:
         del group
-        if not self.dead:
-            for message in messages:
-                self.host.around.sends(self.host, message)
+        if self.dead:
+            return
+        host, group = self.host, self.group
+        for message in messages:
+            beats = isinstance(message, Heartbeat | HeartbeatReply) and group.leads
+            letter = Letter(message, group.now_ms() if beats else 0, host.around.scheduler.now_us)
+            host.around.sends(host, letter)
 
-    def answer(self, emit: Callable[[Iterable[Reply]], None], replies: Iterable[Reply]) -> None:
-        if not self.dead:
-            emit(replies)
+    def take(self, letter: Letter) -> None:
+        """As RaftService._take, and Node.heed."""
+        sender, group = letter.message.sender, self.group
+        if letter.log_time_ms:
+            if sender == group.raft.leader:
+                self.host.around.told(self.host.around.scheduler.now_us - letter.sent_us)
+            group.follow_clock(sender, letter.log_time_ms)
+        self.driver.receive(GROUP, letter.message)
+
+    def dispatch(self, calls: list[Call], emit: Callable[[Iterable[Reply]], None]) -> None:
+        reading = self.group.clock.reading() if self.group.leads else None
+        current = {call.id for call in calls if _is_of_now(call)}
+        asked_ms = 0 if reading is None else reading.log_time_ms
+
+        def answer(answers: Iterable[Answer]) -> None:
+            made = [one if isinstance(one, Reply) else one() for one in answers]
+            replies = [one for one in made if one is not None]
+            for reply in replies if asked_ms else ():
+                if reply.id in current:
+                    for record in (*reply.list.records, reply.get.record):
+                        self.host.around.shows(self.host, record, asked_ms)
+            if not self.dead:
+                emit(replies)
+
+        self.dispatcher.dispatch(calls, answer)
 
     # What the loop asks for.
 
@@ -374,6 +476,18 @@ class Process:
     def unhandled(self, message: str, error: BaseException | None) -> None:
         if not self.dead:
             self.host.around.failed(f"{self.host}: {message}: {error!r}")
+
+
+def _is_of_now(call: Call) -> bool:
+    """Whether it is a read that has to see all that has happened before."""
+    match call.WhichOneof("request"):
+        case "get":
+            return call.get.consistency != Consistency.STALE and not call.get.revision
+        case "list":
+            is_past = call.list.revision or (call.list.snapshot and call.list.page_token)
+            return call.list.consistency != Consistency.STALE and not is_past
+        case _:
+            return False
 
 
 def _begun(work: Callable[[], Any]) -> Callable[[], Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from kvorum_node.log_clock import LogClock
 from kvorum_node.raft.configuration import Configuration
 from kvorum_node.raft.core import Raft
 from kvorum_node.raft.leader import Leader
@@ -32,10 +33,12 @@ from kvorum_node.storage import layout
 from tests.sim.checkers import (
     CommittedIsForever,
     LogMatching,
+    LogTime,
     MembersOfTheLog,
     OneChangeAtATime,
     OneLeaderATerm,
     OneVoteATerm,
+    OnTime,
     Promises,
     SameState,
     StateDigest,
@@ -43,7 +46,7 @@ from tests.sim.checkers import (
 )
 from tests.sim.disk import Change, Disk
 from tests.sim.host import GROUP, Host
-from tests.sim.oracle import Oracle
+from tests.sim.oracle import Oracle, Standing
 
 Report = Callable[[str], None]
 
@@ -133,7 +136,14 @@ class _Seen:
 
 
 class Inspector:
-    def __init__(self, report: Report, oracle: Oracle, founders: Configuration) -> None:
+    def __init__(
+        self,
+        report: Report,
+        oracle: Oracle,
+        founders: Configuration,
+        *,
+        now_us: Callable[[], int],
+    ) -> None:
         self.configuration = founders
         """The last one that is committed."""
         self.one_leader = OneLeaderATerm(report)
@@ -144,6 +154,11 @@ class Inspector:
         self.members_of_log = MembersOfTheLog(report)
         self.promises = Promises(report)
         self.same_state = SameState(report)
+        self.log_time = LogTime(report)
+        self.on_time = OnTime(report)
+        self._now_us = now_us
+        self._stamped_us: dict[tuple[Index, Term], int] = {}
+        """When each entry was first stored: its leader had just stamped it."""
         self._oracle = oracle
         self._seen: dict[NodeId, _Seen] = {}
 
@@ -180,11 +195,16 @@ class Inspector:
             self._commits(host.node, raft, seen)
         if isinstance(raft.role, Leader) and seen.leads != raft.term:
             seen.leads = raft.term
-            self._leads(host.node, raft, seen)
+            self._leads(host.node, raft, seen, group.clock)
         if group.machine.applied != seen.applied:
             seen.applied = group.machine.applied
             digest = seen.states.digest(group.machine._space.number)
             self.same_state.holds(host.node, seen.applied, digest)
+            machine = group.machine
+            standing = Standing(machine.revision, machine.log_time_ms, machine.oldest_revision)
+            self._oracle.holds(host.node, seen.applied, standing)
+            if machine.log_time_ms and isinstance(raft.role, Leader):
+                self.log_time.begins(self._now_us())
         at = raft.log.configuration_index
         found = _term_of(raft, at)
         if raft.configuration is seen.configuration:
@@ -217,9 +237,11 @@ class Inspector:
         """All that anybody may go by."""
         return [self.configuration, *(seen.configuration for seen in self._seen.values())]
 
-    def _leads(self, node: NodeId, raft: Raft, seen: _Seen) -> None:
+    def _leads(self, node: NodeId, raft: Raft, seen: _Seen, clock: LogClock) -> None:
         if not self.one_leader.leads(node, raft.term):
             return
+        if clock.reading() is None:  # it has hardly begun to live: it can but believe its wall clock
+            self.log_time.leads_without()
         voted = self.one_vote.voters_of(node, raft.term) | {node}
         self.one_leader.is_elected(node, raft.term, voted, _possible(raft, seen))
         required = self.committed.required_of(raft.term)
@@ -253,7 +275,10 @@ class Inspector:
         for entry in log.entries(Index(first), 1 << 30, high=Index(log.committed + 1)):
             holders = self.holders(entry.index, entry.term)
             self.committed.commits(node, raft.term, entry, holders, possible)
-            self._oracle.applies(entry)
+            log_time_ms = self._oracle.applies(entry)
+            if log_time_ms is not None:
+                stamped_us = self._stamped_us[entry.index, entry.term]
+                self.log_time.commits(entry, stamped_us, log_time_ms)
             if entry.kind is EntryKind.CONFIGURATION:
                 self.configuration = Configuration.decode(entry.data)
 
@@ -261,6 +286,7 @@ class Inspector:
         for key, value in changes:
             if value is not None and key.startswith(_ENTRY) and len(key) == _ENTRY_LENGTH:
                 entry = layout.decode_entry(key[1:], value)
+                self._stamped_us.setdefault((entry.index, entry.term), self._now_us())
                 before = _term_before(host.log_disk, entry.index)
                 if before is not None:
                     self.log_matching.stores(host.node, before, entry)

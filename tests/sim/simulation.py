@@ -10,28 +10,28 @@ A run ends with an Outcome, or raises Violation with all that is needed to repea
 
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from kvorum.errors import RemovedFromCluster
 from kvorum_node import wire
 from kvorum_node.machine import ContentHash
 from kvorum_node.raft.configuration import Configuration
-from kvorum_node.raft.messages import Message
 from kvorum_node.raft.quorum import is_quorum
 from kvorum_node.raft.types import Index, NodeId, Settings
 from kvorum_node.snapshots import Chunk, Header
+from kvorumpb.v1.command_pb2 import Record
 from kvorumpb.v1.raft_pb2 import RaftMessage
 from tests.sim.clients import PATIENCE_TICKS, Client, Operated
 from tests.sim.faults import Faults, leads
 from tests.sim.history import judge
-from tests.sim.host import GROUP, Host, Process
+from tests.sim.host import GROUP, Host, Letter, Process
 from tests.sim.inspector import Inspector
 from tests.sim.network import Network
 from tests.sim.operators import Operators, address_of
-from tests.sim.oracle import Oracle, value_of
+from tests.sim.oracle import Oracle
 from tests.sim.plan import Plan
-from tests.sim.scheduler import MILLISECOND, Scheduler
+from tests.sim.scheduler import MILLISECOND, SECOND, Scheduler
 from tests.sim.streams import Streams
 from tests.support.linearizability import Outcome as LinearizabilityOutcome
 
@@ -44,7 +44,14 @@ SETTLED = 0.1
 SETTLED_TICKS = 3 * ELECTION_TICKS + max(PATIENCE_TICKS)
 """... for so long: the patience of the last client, and of a leader who hears nobody."""
 SEARCHED = 0.05
-"""The part of the runs whose history is also judged by a search; see history.py."""
+"""The part of the runs whose clients ask for no more than history.py understands, and whose
+history is also judged by a search."""
+UNSTEADY = frozenset({"clock rate", "clock jump", "overthrow"})
+"""Faults by which a clock counts wrong, which is all that log time rests on, ..."""
+WALL_CLOCKS = frozenset({"wall clock"})
+"""... and those by which a node that restarts is mistaken about the time for which it was down."""
+OFFSETS = (5, 1_000, 60_000, 10 * 60_000)
+"""By how many milliseconds wall clocks differ from the beginning."""
 RECENT = 60
 """How much of the trace a failure shows."""
 
@@ -92,6 +99,8 @@ class Simulation:
         random = plan.random("cluster")
         size = random.choice((1, 3, 3, 3, 3, 3, 5, 5, 5))
         self.tick_us = random.choice((10, 20, 20, 50)) * MILLISECOND
+        self.history_seconds = random.choice((10, 50, 200, 100_000)) * self.tick_us / SECOND
+        self.compaction_ticks = random.choice((5, 20))
         self.log_max_bytes = random.choice((300, 1000, 5000, 1 << 30))
         self.log_max_entries = random.choice((3, 10, 30, 1_000_000))
         self.sync_us = int(random.choice((0.01, 0.1, 0.5)) * self.tick_us)
@@ -117,7 +126,9 @@ class Simulation:
         self.network.duplication = random.choice((0.0, 0.0, 0.01, 0.05))
         self.network.late = random.choice((0.0, 0.0, 0.01, 0.05))
         self.oracle = Oracle(self.failed)
-        self.inspector = Inspector(self.failed, self.oracle, self.founders)
+        self.inspector = Inspector(
+            self.failed, self.oracle, self.founders, now_us=lambda: self.scheduler.now_us
+        )
         self._truth = plan.random("wire")
         self.hosts: dict[NodeId, Host] = {}
         self.lost: dict[NodeId, Host] = {}
@@ -126,6 +137,7 @@ class Simulation:
         )
         for node in sorted(self.founders.members):
             self._add_host(node)
+        self._searched = plan.random("history").random() < SEARCHED
         clients = random.choice((3, 4, 6))
         think_us = int(random.choice((0.2, 1, 3)) * self.tick_us)
         self.clients = [
@@ -138,13 +150,16 @@ class Simulation:
                 random=plan.random(f"client {number}"),
                 think_us=think_us,
                 tick_us=self.tick_us,
+                plain=self._searched,
                 history=self.history,
                 note=self.note,
             )
             for number in range(1, clients + 1)
         ]
         self.operators = Operators(self)
-        self.faults = Faults(self, self.operators, plan.faults())
+        left_out = random.choice((frozenset[str](), UNSTEADY, UNSTEADY | WALL_CLOCKS))
+        planned = (fault for fault in plan.faults() if fault.kind not in left_out)
+        self.faults = Faults(self, self.operators, planned)
 
     # The two phases.
 
@@ -160,7 +175,7 @@ class Simulation:
         while self.scheduler.events < self.plan.events:
             self._step()
         ticks = self._prove_alive()
-        if self.plan.random("history").random() < SEARCHED:
+        if self._searched:
             verdict = judge(self.history)
             self.counts[f"history {verdict.outcome.value}"] += 1
             if verdict.outcome is LinearizabilityOutcome.VIOLATION:
@@ -175,6 +190,8 @@ class Simulation:
         self.counts["terms"] = len(self.inspector.one_leader.leaders)
         self.counts["committed"] = self.inspector.committed.last
         self.counts["revision"] = self.oracle.revision
+        self.counts["log times compared"] = self.inspector.log_time.checked
+        self.counts["log times compared at takeovers"] = self.inspector.log_time.takeovers
         self.counts["milliseconds"] = self.scheduler.now_us // MILLISECOND
         return Outcome(self.counts, self.history, ticks)
 
@@ -290,7 +307,7 @@ class Simulation:
 
     def _compare_contents(self, dead: frozenset[NodeId]) -> None:
         """Compare record by record what the checkers have only compared by digests."""
-        expected = self.oracle.content(self.oracle.revision)
+        expected = self.oracle.content()
         hashes: set[ContentHash] = set()
         for node in sorted(self.inspector.configuration.members - dead):
             process = self.hosts[node].process if node in self.hosts else None
@@ -302,10 +319,12 @@ class Simulation:
                 pass
             hashes.add(content)
             held = {key: machine.get(key) for key in expected}
-            if content.record_count != len(expected) or any(
-                one is None or value_of(one) != expected[key] for key, one in held.items()
-            ):
-                self.failed(f"content: {process.host} holds {held}, not {expected}")
+            there = {
+                key: cell.record(key) if self.oracle.is_live(cell) else None
+                for key, cell in expected.items()
+            }
+            if content.record_count != len(expected) or held != there:
+                self.failed(f"content: {process.host} holds {held}, not {there}")
         if len(hashes) > 1:
             self.failed(f"content: the nodes differ: {hashes}")
         self._raise_violation()
@@ -323,6 +342,7 @@ class Simulation:
     def _add_host(self, node: NodeId) -> None:
         if node not in self.hosts and node not in self.lost:
             host = self.hosts[node] = Host(node, self, self.plan.random(f"host {node}"))
+            host.clock.wall_offset_ms = host.random.choice((0, 1, -1)) * host.random.choice(OFFSETS)
             self.inspector.watch(host)
             host.start()
 
@@ -355,12 +375,14 @@ class Simulation:
 
     def started(self, host: Host) -> None:
         self.counts["starts"] += 1
+        self.inspector.log_time.starts()
         self.inspector.started(host)
 
     def ran(self, host: Host) -> None:
         self.inspector.ran(host)
 
-    def sends(self, host: Host, message: Message) -> None:
+    def sends(self, host: Host, letter: Letter) -> None:
+        message = letter.message
         self.inspector.sends(host, message)
         if self._truth.random() < 0.02:
             data = wire.encode(GROUP, message).SerializeToString()
@@ -368,16 +390,25 @@ class Simulation:
             if decoded != message:
                 self.failed(f"wire: {message} becomes {decoded}")
             else:
-                message = decoded
+                letter = replace(letter, message=decoded)
         recipient = self.hosts.get(message.recipient)
         if recipient is not None:
             link = (host.node, message.recipient)
-            self.network.send(link, message, recipient.hears, self._lost_by(host))
+            self.network.send(link, letter, recipient.hears, self._lost_by(host))
 
-    def _lost_by(self, host: Host) -> Callable[[Message], None]:
-        def lost(message: Message) -> None:
+    def told(self, lag_us: int) -> None:
+        self.inspector.log_time.told(lag_us)
+
+    def unsteady(self) -> None:
+        self.inspector.log_time.unsteady()
+
+    def shows(self, host: Host, record: Record, asked_ms: int) -> None:
+        self.inspector.on_time.reads(host.node, record.key, record.expire_time_ms, asked_ms)
+
+    def _lost_by(self, host: Host) -> Callable[[Letter], None]:
+        def lost(letter: Letter) -> None:
             if host.random.random() < 0.3:
-                host.lost_contact(message.recipient)
+                host.lost_contact(letter.message.recipient)
 
         return lost
 
