@@ -234,6 +234,8 @@ class Process:
         self.dead = False
         self.loop = NodeLoop(self)
         self._planned = False
+        self._wakes_us: int | None = None
+        """When it is woken next by its clock."""
         self._threads: dict[int, int] = {}  # until when each executor is busy, by its id
         around = host.around
         self.storage = Storage(
@@ -443,7 +445,17 @@ class Process:
         return self.host.clock.seconds()
 
     def timer_set(self, when: float) -> None:
-        self.host.around.scheduler.after(self.host.clock.us_until(when), self.wake)
+        scheduler = self.host.around.scheduler
+        delay_us = max(0, self.host.clock.us_until(when))
+        at_us = scheduler.now_us + delay_us
+        if self._wakes_us is None or at_us < self._wakes_us:
+            self._wakes_us = at_us
+            scheduler.after(delay_us, self._woken, at_us)
+
+    def _woken(self, at_us: int) -> None:
+        if at_us == self._wakes_us:  # or else an earlier time was asked for since
+            self._wakes_us = None
+            self.wake()
 
     def in_thread(
         self, executor: object, work: Callable[[], Any], future: "asyncio.Future[Any]"
