@@ -1,14 +1,18 @@
-"""Watching keys: changes as they happen, each once, in order, none left out."""
+"""Watching keys: changes as they happen, each once, in order, none left out.
+
+Times are those of the store (log time), aware and in UTC, as in entry.py.
+"""
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeVar, cast
 
 from kvorum.backends import Feed
 from kvorum.codecs import ValueType, decode_entry, decode_key
-from kvorum.entry import Entry
+from kvorum.entry import Entry, instant
 from kvorumpb.v1 import watch_pb2
 from kvorumpb.v1.command_pb2 import Record
 
@@ -40,8 +44,8 @@ class Change(Generic[T]):
 
     revision: int
 
-    at: float
-    """When, by the store's log time: seconds since the Unix epoch."""
+    at: datetime
+    """When, by the store's log time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,8 @@ class Changes(Generic[T]):
 
     revision: int
 
-    at: float
-    """When, by the store's log time: seconds since the Unix epoch."""
+    at: datetime
+    """When, by the store's log time."""
 
     changes: tuple[Change[T], ...]
 
@@ -151,7 +155,7 @@ class Watch(Generic[T]):
         self._revision = self._coming_from.revision
         return Changes(
             revision=self._coming_from.revision,
-            at=self._coming_from.log_time_ms / 1000,
+            at=instant(self._coming_from.log_time_ms),
             changes=tuple(map(self._decode, coming)),
         )
 
@@ -173,7 +177,7 @@ class Watch(Generic[T]):
             entry=self._entry(change.record) if change.HasField("record") else None,
             previous=self._entry(change.previous) if change.HasField("previous") else None,
             revision=coming_from.revision,
-            at=coming_from.log_time_ms / 1000,
+            at=instant(coming_from.log_time_ms),
         )
 
     def _entry(self, record: Record) -> Entry[T]:

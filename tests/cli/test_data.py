@@ -5,10 +5,12 @@ import os
 import pty
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+import kvorum as library
 from tests.support.command_line import Ran, kvorum
 
 
@@ -59,14 +61,29 @@ def test_text_and_bytes_exclude_each_other(store: Store) -> None:
 
 def test_get_as_json_is_the_whole_entry(store: Store) -> None:
     store("put", "k", "1")
-    store("put", "k", "2")
-    assert json.loads(store("get", "k", "--json").out) == {
+    store("put", "k", "2", "--ttl", "60")
+    entry = json.loads(store("get", "k", "--json").out)
+    updated, expires = (
+        datetime.fromisoformat(entry.pop(f"{one}_at")) for one in ("updated", "expires")
+    )
+    assert expires - updated == timedelta(seconds=60)
+    assert entry == {
         "key": "k",
         "value": 2,
         "revision": 2,
         "created_revision": 1,
         "version": 2,
     }
+
+
+def test_get_as_json_has_what_most_entries_do_not_have(store: Store, tmp_path: Path) -> None:
+    by_name = library.IndexEntry("name", "alice", unique=True)
+    with library.open_sync(tmp_path / "store") as kv:
+        kv.put("k", 1, metadata=b"\xff", index_entries=[by_name])
+    entry = json.loads(store("get", "k", "--json").out)
+    assert entry["expires_at"] is None
+    assert entry["metadata_base64"] == "/w=="
+    assert entry["index_entries"] == [{"index": "name", "value": "alice", "unique": True}]
 
 
 def test_a_missing_key_is_said_on_stderr_and_by_the_exit_status(store: Store) -> None:

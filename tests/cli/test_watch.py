@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import kvorum as library
@@ -69,7 +70,8 @@ def test_as_json(tmp_path: Path) -> None:
     assert put["entry"]["base64"] == "/wo="
     assert deleted["previous"]["value"] == {"name": "alice"}
     assert "entry" not in deleted
-    assert deleted["at"] > 1e9
+    assert datetime.fromisoformat(deleted["at"]) >= datetime.fromisoformat(put["at"])
+    assert put["at"] == put["entry"]["updated_at"]
 
 
 def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from datetime import UTC
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,8 @@ async def test_changes_as_they_happen(kv: KV) -> None:
         entry,
         4,
     )
-    assert 0 < first.at <= second.at
+    assert first.at == first.entry.updated_at <= second.at
+    assert second.at.tzinfo is UTC
     assert watch.revision == 4
 
 

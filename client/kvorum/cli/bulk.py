@@ -1,9 +1,9 @@
 """Writing many records: bounded in flight, and going on over a failover.
 
-The writer is the only one of its keys while it runs. Putting a value twice is
-then the same as putting it once, so a put whose outcome is unknown is repeated
-until it is acknowledged. Without that condition a repeated put could undo the
-later write of another.
+The store applies a put once, however often it is sent until time is out. Beyond that,
+the put is begun anew until it is acknowledged: the writer is the only one of its keys
+while it runs, so putting a value twice is the same as putting it once. Without that
+condition a put that is begun anew could undo the later write of another.
 
 Rules of this file: records of the same key are written in their order; what
 waits is bounded; a put is reported as acknowledged when it has returned, and

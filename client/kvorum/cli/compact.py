@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 
 from kvorum.cli import console
-from kvorum.cli.data import JsonOption, TargetOption, choose_target, cluster_addresses
+from kvorum.cli.data import ClusterOption, JsonOption, choose_target, cluster_addresses
 
 
 def compact(
     revision: Annotated[int, typer.Argument(min=1, help="Stays the oldest that can be read.")],
     *,
     as_json: JsonOption = False,
-    target: TargetOption = None,
+    target: ClusterOption = None,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds to find the leader and to be answered.")
     ] = 30.0,

@@ -5,9 +5,11 @@ pipe is the data itself, and `--json` is for scripts.
 """
 
 import asyncio
+import base64
 import json
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
@@ -39,6 +41,15 @@ TargetOption = Annotated[
         "-t",
         envvar="KVORUM_TARGET",
         help="kvorum://host:port,... or a data directory; the local cluster in ./.kvorum if unset.",
+    ),
+]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        "-t",
+        envvar="KVORUM_TARGET",
+        help="kvorum://host:port,...; the local cluster in ./.kvorum if unset.",
     ),
 ]
 TimeoutOption = Annotated[
@@ -299,7 +310,7 @@ def add(
 def status(
     *,
     as_json: JsonOption = False,
-    target: TargetOption = None,
+    target: ClusterOption = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds to wait for a node.")] = 2.0,
 ) -> None:
     """Show what every node of the target says about itself.
@@ -376,8 +387,29 @@ def describe(entry: "Entry[bytes]") -> dict[str, Any]:
         "revision": entry.revision,
         "created_revision": entry.created_revision,
         "version": entry.version,
+        "updated_at": show_instant(entry.updated_at),
+        "expires_at": None if entry.expires_at is None else show_instant(entry.expires_at),
+        **_describe_extras(entry),
         **({} if entry.index_value is None else {"index_value": entry.index_value}),
     }
+
+
+def _describe_extras(entry: "Entry[bytes]") -> dict[str, Any]:
+    """What most entries do not have."""
+    extras: dict[str, Any] = {}
+    if entry.metadata:
+        extras["metadata_base64"] = base64.b64encode(entry.metadata).decode("ascii")
+    if entry.index_entries:
+        extras["index_entries"] = [
+            {"index": one.index, "value": one.value, "unique": one.unique}
+            for one in entry.index_entries
+        ]
+    return extras
+
+
+def show_instant(at: datetime) -> str:
+    """A time as the command line writes it: to the millisecond, as the store counts."""
+    return at.isoformat(timespec="milliseconds")
 
 
 def _encode_text(given: bytes, key: str, *, as_json: bool) -> bytes:

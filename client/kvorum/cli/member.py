@@ -15,7 +15,7 @@ import typer
 from rich.markup import escape
 
 from kvorum.cli import console, node_view
-from kvorum.cli.data import FAILED, JsonOption, TargetOption, choose_target, cluster_addresses
+from kvorum.cli.data import FAILED, ClusterOption, JsonOption, choose_target, cluster_addresses
 from kvorum.errors import KvorumError, MembershipChangeRefused
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ TIMEOUT_SECONDS: Final = 30.0
 
 
 @app.command("list")
-def list_(*, as_json: JsonOption = False, target: TargetOption = None) -> None:
+def list_(*, as_json: JsonOption = False, target: ClusterOption = None) -> None:
     """Show the members as the leader sees them.
 
     Exit status 1 if no node answers.
@@ -102,7 +102,7 @@ def add(
         bool, typer.Option("--wait", help="Return once it has been started, and is a voter.")
     ] = False,
     as_json: JsonOption = False,
-    target: TargetOption = None,
+    target: ClusterOption = None,
     timeout: TimeoutOption = TIMEOUT_SECONDS,
 ) -> None:
     """Add a member, and print how to start it.
@@ -140,7 +140,7 @@ def promote(
     name: NameArgument,
     *,
     force: ForceOption = False,
-    target: TargetOption = None,
+    target: ClusterOption = None,
     timeout: TimeoutOption = TIMEOUT_SECONDS,
 ) -> None:
     """Make a learner a voter."""
@@ -157,7 +157,7 @@ def remove(
     name: NameArgument,
     *,
     force: ForceOption = False,
-    target: TargetOption = None,
+    target: ClusterOption = None,
     timeout: TimeoutOption = TIMEOUT_SECONDS,
 ) -> None:
     """Remove a member, which then stops by itself.

@@ -45,10 +45,11 @@ def import_(
     Each line is {"key": "...", "value": ...}; "text" or "base64" (strings) stand
     in place of "value" for what is not JSON.
 
-    The import must be the only writer of its keys while it runs: a put whose
-    outcome a failover left unknown is repeated, which changes nothing then.
-    A malformed line ends the import with its number; the lines before it are
-    written. To import the file again is safe.
+    The import must be the only writer of its keys while it runs: a put that was
+    not answered in time is repeated, which changes nothing then. What it writes
+    stays for ever, and has no metadata and no index entries. A malformed line ends the
+    import with its number; the lines before it are written. To import the file
+    again is safe.
     """
     chosen = choose_target(target)
     source = _open_source(file)
@@ -84,7 +85,7 @@ def export(
 
     `kvorum import` reads the lines back to the same bytes. Pages are read one
     after the other: a key that changes meanwhile is as it was when its page was
-    read.
+    read. Times to live, metadata and index entries are left out.
     """
     with _open_sink(output) as sink, _progress("exporting", None) as progress:
 

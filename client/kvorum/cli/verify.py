@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from kvorum.cli import console
-from kvorum.cli.data import FAILED, JsonOption, TargetOption, choose_target, cluster_addresses
+from kvorum.cli.data import FAILED, ClusterOption, JsonOption, choose_target, cluster_addresses
 
 if TYPE_CHECKING:
     from kvorum.admin import Verification
@@ -23,7 +23,7 @@ STYLES: Final = {"same": "green", "corrupt": "bold red", "unknown": "yellow"}
 def verify(
     *,
     as_json: JsonOption = False,
-    target: TargetOption = None,
+    target: ClusterOption = None,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds to wait for members that lag, or hash.")
     ] = TIMEOUT_SECONDS,

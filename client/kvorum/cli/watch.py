@@ -3,7 +3,6 @@
 import asyncio
 import json
 import sys
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -59,7 +58,7 @@ def watch(
 def _as_json(change: "Change[bytes]") -> bytes:
     content: dict[str, Any] = {
         "revision": change.revision,
-        "at": change.at,
+        "at": data.show_instant(change.at),
         "kind": change.kind,
         "key": change.key,
     }
@@ -70,8 +69,12 @@ def _as_json(change: "Change[bytes]") -> bytes:
 
 
 def _as_line(change: "Change[bytes]") -> bytes:
-    at = datetime.fromtimestamp(change.at, UTC).isoformat(timespec="milliseconds")
-    parts = [str(change.revision), at, f"{change.kind:6}", _shown_key(change.key)]
+    parts = [
+        str(change.revision),
+        data.show_instant(change.at),
+        f"{change.kind:6}",
+        _shown_key(change.key),
+    ]
     if change.entry is not None:
         parts.append(_shown_value(change.entry))
     if change.previous is not None:
