@@ -3,8 +3,10 @@
 Starts three nodes on free ports in a temporary directory, imports the Unicode
 Character Database that comes with Python, kills the leader in the middle of it,
 queries the result, brings the dead node back, and proves that all nodes hold
-the same data and that every acknowledged write is there. `demonstrate` is the
-story; the steps follow in its order.
+the same data and that every acknowledged write is there. Meanwhile it watches: a
+prefix, of which each change must be told once, and a key with a time to live, which
+the failover must neither shorten nor prolong. `demonstrate` is the story; the steps
+follow in its order.
 
 Exit status 0 if all of it held, 1 with a message if not, 130 if interrupted.
 The nodes are ended in every case.
@@ -18,16 +20,19 @@ import tempfile
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import kvorum
-from kvorum import KV, codecs
+from kvorum import KV, Change, codecs
 from kvorum.admin import ClusterAdmin, Verdict
 from kvorum.cli import bulk, console
 from kvorum.cli.cluster_file import NoClusterHere
@@ -40,8 +45,15 @@ IN_FLIGHT: Final = 256
 PREFIX: Final = "ucd:codepoint:"
 EMOJI_PREFIX: Final = f"{PREFIX}1F4"
 PAGE: Final = 100
+WATCHED_PREFIX: Final = f"{PREFIX}1"
+"""Of what the leader acknowledges before it dies, and of what its successor does."""
+SESSION: Final = "session:demo"
+SESSION_SECONDS: Final = 6.0
+EARLY_SECONDS: Final = 0.5
+"""By this process's clock a key may seem to expire so much too early: the nodes have others."""
+PATIENCE_SECONDS: Final = 60.0
 CATCH_UP_SECONDS: Final = 60.0
-SHOWN_CATEGORIES: Final = 8
+SHOWN_CATEGORIES: Final = 7
 INTERRUPTED: Final = 130
 
 
@@ -76,16 +88,89 @@ class Acknowledgements:
         self.killed_after = len(self.values)
 
 
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A key with a time to live, as it was put."""
+
+    put_at: float
+    """By the clock of this process, before the put was sent."""
+    revision: int
+    expires_at: datetime
+
+
+class Witness:
+    """Two watches from before the import on, over whatever happens to the nodes."""
+
+    def __init__(self, kv: KV) -> None:
+        self.told: list[Change[Any]] = []
+        """Of the watched prefix."""
+        self.expired_at = 0.0
+        """When the end of the session was heard, by the clock of this process."""
+        self._prefix = kv.watch(WATCHED_PREFIX, keys_only=True)
+        self._session = kv.watch(key=SESSION, previous=True)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._of_session: list[Change[Any]] = []
+
+    async def hear(self, count: int) -> list[Change[Any]]:
+        """Wait until so many changes were told; return all that were."""
+        await self._until(lambda: len(self.told) >= count)
+        return self.told
+
+    async def hear_end(self) -> list[Change[Any]]:
+        """Wait until the session is over; return all that was told of it."""
+        await self._until(lambda: self.expired_at > 0)
+        return self._of_session
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not condition() and time.monotonic() < deadline:
+            for task in self._tasks:
+                if task.done():
+                    task.result()
+            await asyncio.sleep(0.02)
+
+    async def _hear_prefix(self) -> None:
+        async for change in self._prefix:
+            self.told.append(change)
+
+    async def _hear_session(self) -> None:
+        async for change in self._session:
+            self._of_session.append(change)
+            if change.kind != "put":
+                self.expired_at = time.monotonic()
+
+    async def __aenter__(self) -> Self:
+        await self._prefix.begin()
+        await self._session.begin()
+        self._tasks = [
+            asyncio.create_task(self._hear_prefix()),
+            asyncio.create_task(self._hear_session()),
+        ]
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await self._prefix.close()
+        await self._session.close()
+
+
 async def demonstrate(cluster: LocalCluster, characters: Sequence[int], out: Console) -> None:
     """The story."""
     with step(out, "Starting three nodes"):
         await cluster.up(nodes=3, base_port=0, flags=_flags())
     out.print(f"  {cluster.target}")
 
-    async with kvorum.open(cluster.target) as kv:
+    # Time enough for each put to be sent until it is answered: one that is begun anew is two.
+    async with kvorum.open(cluster.target, timeout=PATIENCE_SECONDS) as kv, Witness(kv) as witness:
         out.print(f"\nImporting {len(characters):,} characters, {IN_FLIGHT} writes in flight")
         started = time.perf_counter()
-        acknowledged, dead = await import_over_a_failover(kv, cluster, characters, out)
+        acknowledged, dead, session = await import_over_a_failover(kv, cluster, characters, out)
         import_seconds = time.perf_counter() - started
         out.print(
             f"  {dead} led, and was killed after {acknowledged.killed_after:,} writes;"
@@ -95,6 +180,7 @@ async def demonstrate(cluster: LocalCluster, characters: Sequence[int], out: Con
         await look_up(kv, out)
         await page_through(kv, characters, out)
         await count_categories(kv, characters, out)
+        await watch_it_expire(witness, session, dead, out)
 
         with step(out, f"Restarting {dead}"):
             restarted = time.perf_counter()
@@ -106,6 +192,8 @@ async def demonstrate(cluster: LocalCluster, characters: Sequence[int], out: Con
             content_hash = await compare_contents(cluster, len(characters))
         with step(out, "Looking for every acknowledged write"):
             await verify_acknowledged(kv, acknowledged.values, len(characters))
+        with step(out, "Comparing what the watch has told with what is there"):
+            told = await verify_told(kv, witness)
 
     _print_figures(
         out,
@@ -120,14 +208,18 @@ async def demonstrate(cluster: LocalCluster, characters: Sequence[int], out: Con
             f"{dead} restarted and caught up in": f"{catch_up_seconds:.1f} s",
             "content of n1, n2 and n3": f"the same, {content_hash[:16]}...",
             "acknowledged writes lost": "0",
+            f"changes of {WATCHED_PREFIX}*, each told once": f"{told:,}",
         },
     )
 
 
 async def import_over_a_failover(
     kv: KV, cluster: LocalCluster, characters: Sequence[int], out: Console
-) -> tuple[Acknowledgements, str]:
-    """Import all characters, and kill the leader when half of them are acknowledged."""
+) -> tuple[Acknowledgements, str, Session]:
+    """Import all characters, and kill the leader when half of them are acknowledged.
+
+    Shortly before, it acknowledges the session: the next leader has to know when that ends.
+    """
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(TextColumn(" "), *columns, console=out) as progress:
         task = progress.add_task("", total=len(characters))
@@ -138,19 +230,20 @@ async def import_over_a_failover(
 
         acknowledged = Acknowledgements(show, notify_at=len(characters) // 2)
 
-        async def kill_the_leader() -> str:
+        async def kill_the_leader() -> tuple[str, Session]:
             await acknowledged.half_way.wait()
             leader = await cluster.leader()
+            session = await begin_session(kv)
             cluster.kill(leader)
             acknowledged.mark_kill()
-            return leader
+            return leader, session
 
         killing = asyncio.create_task(kill_the_leader())
         try:
             await bulk.write_records(
                 kv, _records(characters), in_flight=IN_FLIGHT, on_acknowledged=acknowledged
             )
-            dead = await killing
+            dead, session = await killing
         finally:
             killing.cancel()
     require(
@@ -160,7 +253,17 @@ async def import_over_a_failover(
         len(acknowledged.values) == len(characters),
         f"{len(acknowledged.values):,} of {len(characters):,} writes were acknowledged",
     )
-    return acknowledged, dead
+    return acknowledged, dead, session
+
+
+async def begin_session(kv: KV) -> Session:
+    """Put the key that will expire."""
+    put_at = time.monotonic()
+    revision = await kv.put(SESSION, {"user": "demo"}, ttl=SESSION_SECONDS)
+    entry = await kv.get(SESSION)
+    if entry is None or entry.expires_at is None:
+        raise DemoFailed(f"{SESSION} was put with a time to live, and is {entry}")
+    return Session(put_at, revision, entry.expires_at)
 
 
 async def look_up(kv: KV, out: Console) -> None:
@@ -201,6 +304,40 @@ async def count_categories(kv: KV, characters: Sequence[int], out: Console) -> N
     out.print(f"\nBy category\n  {shown}, and {len(counts) - SHOWN_CATEGORIES} more\n")
 
 
+async def watch_it_expire(witness: Witness, session: Session, dead: str, out: Console) -> None:
+    """The session ends when the dead leader has said it would, and the watch tells of it."""
+    with out.status(f"Waiting until {SESSION} expires"):
+        told = await witness.hear_end()
+    require_expired(told, session)
+    lived = witness.expired_at - session.put_at
+    require(
+        lived >= SESSION_SECONDS - EARLY_SECONDS,
+        f"{SESSION} was to live {SESSION_SECONDS:g} s, and lived {lived:.2f} s",
+    )
+    out.print(
+        "With a time to live\n"
+        f"  {SESSION}  was put for {SESSION_SECONDS:g} s before {dead} died,"
+        f" and expired after {lived:.1f} s\n"
+    )
+
+
+def require_expired(told: Sequence[Change[Any]], session: Session) -> None:
+    """It was put and then expired, not before its time, which nobody has changed."""
+    kinds = [change.kind for change in told]
+    require(kinds == ["put", "expire"], f"of {SESSION} the watch has told {kinds}")
+    put, end = told
+    require(put.revision == session.revision, f"{SESSION} was put at another revision")
+    before = end.previous
+    require(
+        before is not None and before.expires_at == session.expires_at,
+        f"{SESSION} was to expire at {session.expires_at}, and was changed: {before}",
+    )
+    require(
+        end.at >= session.expires_at,
+        f"{SESSION} expired at {end.at}, and was to live until {session.expires_at}",
+    )
+
+
 async def catch_up(cluster: LocalCluster, name: str) -> None:
     """Wait until the node has applied all that its leader has."""
     deadline = time.monotonic() + CATCH_UP_SECONDS
@@ -234,6 +371,25 @@ async def verify_acknowledged(kv: KV, acknowledged: dict[str, bytes], count: int
     lost = [key for key, value in acknowledged.items() if found.get(key) != value]
     require(not lost, f"{len(lost)} acknowledged writes are lost or changed, such as {lost[:3]}")
     require(len(found) == count, f"the store holds {len(found):,} records, not {count:,}")
+
+
+async def verify_told(kv: KV, witness: Witness) -> int:
+    """The watch has told each change of its prefix once, in order; returns how many."""
+    stored = {entry.key: entry.revision async for entry in kv.scan(WATCHED_PREFIX, keys_only=True)}
+    require_told_once(await witness.hear(len(stored)), stored)
+    return len(stored)
+
+
+def require_told_once(told: Sequence[Change[Any]], stored: Mapping[str, int]) -> None:
+    """Each key was put once, at the revision that it is stored with, and told once, in order."""
+    revisions = [change.revision for change in told]
+    require(revisions == sorted(revisions), "the watch has told changes out of order")
+    twice = [key for key, n in Counter(change.key for change in told).items() if n > 1]
+    require(not twice, f"the watch has told {len(twice)} changes twice, such as {twice[:3]}")
+    heard = {change.key: change.revision for change in told if change.kind == "put"}
+    missed = [key for key, revision in stored.items() if heard.get(key) != revision]
+    require(not missed, f"the watch has missed {len(missed)} changes, such as {missed[:3]}")
+    require(len(heard) == len(told) == len(stored), "the watch has told what never happened")
 
 
 def named_characters() -> list[int]:

@@ -1,9 +1,12 @@
 """The demo: it tells its story to the end, finds what is wrong, and leaves nothing running."""
 
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,8 @@ def test_a_short_demo_holds(tmp_path: Path) -> None:
     told, _ = running.communicate()
     assert running.returncode == 0, told
     assert "acknowledged writes lost" in told
+    assert re.search(r"put for 6 s before n\d died, and expired after \d+\.\d s", told)
+    assert re.search(r"each told once +3,787\n", told)
     assert "Everything held" in told
     assert_nothing_is_left(tmp_path)
 
@@ -103,3 +108,45 @@ async def test_a_record_that_nobody_wrote_is_found(kv: kvorum.KV) -> None:
         await demo.verify_acknowledged(kv, acknowledged, len(CHARACTERS))
     with pytest.raises(demo.DemoFailed, match="lists 3 keys, not 2"):
         await demo.page_through(kv, CHARACTERS, OUT)
+
+
+async def test_what_a_watch_has_told_is_compared_with_what_is_there() -> None:
+    async with kvorum.open("memory:") as kv, demo.Witness(kv) as witness:
+        for point in (0x1000, ord("A"), 0x1F400):
+            await kv.put(demo.key_of(point), demo.describe(point))
+        assert await demo.verify_told(kv, witness) == 2
+        first, second = witness.told
+    stored = {first.key: first.revision, second.key: second.revision}
+    for told, complaint in (
+        ([first], "has missed 1 changes"),
+        ([first, first, second], "has told 1 changes twice"),
+        ([second, first], "out of order"),
+        ([first, replace(second, revision=9)], "has missed 1 changes"),
+        ([first, second, replace(second, key="another")], "never happened"),
+    ):
+        with pytest.raises(demo.DemoFailed, match=complaint):
+            demo.require_told_once(told, stored)
+
+
+async def test_a_session_that_does_not_end_as_it_was_put_is_found() -> None:
+    async with kvorum.open("memory:") as kv, demo.Witness(kv) as witness:
+        session = await demo.begin_session(kv)
+        await kv.touch(demo.SESSION, 0.2)
+        told = await witness.hear_end()
+    with pytest.raises(demo.DemoFailed, match="was changed"):
+        demo.require_expired(told, session)
+    put, end = told
+    assert end.previous is not None
+    assert end.previous.expires_at is not None
+    as_it_ended = replace(session, expires_at=end.previous.expires_at)
+    demo.require_expired(told, as_it_ended)
+    early = replace(end, at=as_it_ended.expires_at - timedelta(milliseconds=1))
+    for others, complaint in (
+        ([put, early], "was to live until"),
+        ([put], "has told"),
+        ([put, end, end], "has told"),
+        ([put, replace(end, kind="delete")], "has told"),
+        ([replace(put, revision=9), end], "another revision"),
+    ):
+        with pytest.raises(demo.DemoFailed, match=complaint):
+            demo.require_expired(others, as_it_ended)
