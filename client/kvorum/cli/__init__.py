@@ -6,7 +6,10 @@
     member.py           `kvorum member list | add | promote | remove`
     recover.py          `kvorum recover`: what is left of a cluster that lost its majority
     data.py             `kvorum get | put | delete | list | add | status`
+    lifetime.py         `kvorum ttl | touch | persist`
     watch.py            `kvorum watch`
+    verify.py           `kvorum verify`
+    compact.py          `kvorum compact`
     transfer.py         `kvorum import | export`
 
     bulk.py             writing many records, over a failover too
