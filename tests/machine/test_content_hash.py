@@ -80,14 +80,14 @@ def test_the_hash_is_over_all_families_in_the_order_of_tags_and_keys(machine: Ma
         [entry(2, transaction(delete(b"a")), transaction(put(b"b", b"2")), log_time_ms=72)]
     )
     first = (
-        struct.pack(">qqqqqII", 1, 1, 1, 79, 70, 1, 1)
+        struct.pack(">qqqqqII?", 1, 1, 1, 79, 70, 1, 1, False)
         + b"1m"
         + struct.pack(">II?", 1, 1, False)
         + b"iv"
         + struct.pack(">II?", 1, 1, True)
         + b"uw"
     )
-    second = struct.pack(">qqqqqII", 3, 3, 1, 0, 72, 1, 0) + b"2"
+    second = struct.pack(">qqqqqII?", 3, 3, 1, 0, 72, 1, 0, False) + b"2"
     rows = [
         _row(b"D", b"b", second),
         _row(b"H", layout.history_key(1), layout.encode_event(EventKind.PUT, 70, b"a")),
@@ -155,6 +155,7 @@ STATE: list[Row] = [
             layout.META_TRIMMED_REVISION,
         )
     ),
+    (Family.VALUE, layout.version_key(b"a", 7), b"large"),
 ]
 """A row of each kind."""
 

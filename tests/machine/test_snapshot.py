@@ -157,13 +157,13 @@ class _CountingEngine(MemoryEngine):
 def test_a_reader_is_at_most_one_record_ahead_of_its_chunk() -> None:
     engine = _CountingEngine()
     machine = Machine(engine, GROUP)
-    run(machine, *(transaction(put(b"k%02d" % number, bytes(10_000))) for number in range(20)))
+    run(machine, *(transaction(put(b"k%02d" % number, bytes(4_000))) for number in range(20)))
     reader = machine.read_snapshot()
     read = 0
     while chunk := reader.chunk(1000):
         read += len(chunk)
         # When all that is large has been read, the small ones follow: two a record, and META.
-        assert engine.scanned <= read // 10_000 + (4 if read < 200_000 else 2 * 20 + 4)
+        assert engine.scanned <= read // 4_000 + (4 if read < 80_000 else 2 * 20 + 4)
 
 
 # Staging.

@@ -240,7 +240,9 @@ class Inspector:
     def _leads(self, node: NodeId, raft: Raft, seen: _Seen, clock: LogClock) -> None:
         if not self.one_leader.leads(node, raft.term):
             return
-        if clock.reading() is None:  # it has hardly begun to live: it can but believe its wall clock
+        if (
+            clock.reading() is None
+        ):  # it has hardly begun to live: it can but believe its wall clock
             self.log_time.leads_without()
         voted = self.one_vote.voters_of(node, raft.term) | {node}
         self.one_leader.is_elected(node, raft.term, voted, _possible(raft, seen))

@@ -49,6 +49,7 @@ def test_every_family_has_a_tag_of_its_own() -> None:
         "KEYS": b"K",
         "LIMIT": b"R",
         "META": b"M",
+        "VALUE": b"V",
     }
     assert all(len(family) == 1 and b"\x00" < family < b"\xff" for family in Family)
 

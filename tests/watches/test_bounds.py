@@ -59,16 +59,18 @@ async def test_many_watches_that_do_not_read_share_the_numbers(
 async def test_the_cache_is_bounded(machine: Machine, hub: WatchHub) -> None:
     client = Client(hub)
     await client.begin()
-    for _ in range(40):
-        write(machine, put(b"a", bytes(limits.MIB)))
+    for number in range(40):
+        write(machine, put(b"%d" % number, bytes(limits.MIB)))
     assert hub._cache.size_bytes <= limits.MAX_WATCH_CACHE_BYTES
     assert 5 < len(hub._cache) < 20
     write(machine, put(b"a", bytes(20 * limits.MIB)))  # larger than all of it
+    write(machine, put(b"a", b"small"))  # what it replaces is not at hand
     assert 5 < len(hub._cache) < 20
-    heard = await client.read_until(41)
+    heard = await client.read_until(42)
     assert [len(one.changes[0].record.value) for one in heard.revisions] == [
         *[limits.MIB] * 40,
         20 * limits.MIB,
+        5,
     ]
     client.stream.close()
     assert hub._cache.size_bytes == 0

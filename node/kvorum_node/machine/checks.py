@@ -21,11 +21,13 @@ def holds(check: Check, working: Working, oldest_revision: int) -> bool:
     if condition == "unchanged_since":
         return _is_unchanged(check, working, oldest_revision)
     if not check.HasField("range"):
-        return _holds_for(check, working.read(check.key))
+        return _holds_for(check, working, check.key, working.read(check.key))
     if condition == "exists":
         found = next(working.scan(*bounds(check.range)), None) is not None
         return found == check.exists
-    return all(_holds_for(check, record) for record in _bounded(working, check.range))
+    return all(
+        _holds_for(check, working, key, record) for key, record in _bounded(working, check.range)
+    )
 
 
 def bounds(selected: KeyRange) -> tuple[bytes, bytes | None]:
@@ -41,7 +43,7 @@ def too_many_records() -> OperationFailed:
     )
 
 
-def _holds_for(check: Check, record: Record | None) -> bool:
+def _holds_for(check: Check, working: Working, key: bytes, record: Record | None) -> bool:
     match check.WhichOneof("condition"):
         case "revision":
             return check.revision == (0 if record is None else record.revision)
@@ -50,18 +52,18 @@ def _holds_for(check: Check, record: Record | None) -> bool:
         case "version":
             return check.version == (0 if record is None else record.version)
         case "value":
-            return record is not None and check.value == record.value
+            return record is not None and check.value == working.value(key, record)
         case "unchanged_since" | None:
             raise AssertionError("a check of no such condition gets here")
         case unexpected:
             assert_never(unexpected)
 
 
-def _bounded(working: Working, selected: KeyRange) -> Iterator[Record]:
-    for count, (_, record) in enumerate(working.scan(*bounds(selected))):
+def _bounded(working: Working, selected: KeyRange) -> Iterator[tuple[bytes, Record]]:
+    for count, found in enumerate(working.scan(*bounds(selected))):
         if count == limits.MAX_RANGE_RECORDS:
             raise too_many_records()
-        yield record
+        yield found
 
 
 def _is_unchanged(check: Check, working: Working, oldest_revision: int) -> bool:

@@ -17,6 +17,7 @@ revision that writes over it, or over its place in a unique index.
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from kvorum_node.machine import records
 from kvorum_node.machine.working import OperationFailed, Working
 from kvorum_node.storage import layout
 from kvorum_node.storage.layout import EventKind, ExpiryKind
@@ -31,7 +32,7 @@ class Event(NamedTuple):  # made for every write: a frozen dataclass takes thric
     record: Record | None
     """What was put; None if it is gone."""
     previous: Record | None
-    """What the key held before this event."""
+    """What the key held before this event; a large value is not in it (records.complete)."""
 
 
 class UniqueViolation(OperationFailed):
@@ -95,7 +96,7 @@ def _store(working: Working, key: bytes, before: Record | None, after: Record | 
     if after is None:
         working.tables.data.delete(key)
     else:
-        working.tables.data.put(key, after.SerializeToString())
+        working.tables.data.put(key, records.keep(after, key, working.tables.values))
     expired_at = 0 if before is None else before.expire_time_ms
     expires_at = 0 if after is None else after.expire_time_ms
     if expired_at != expires_at:

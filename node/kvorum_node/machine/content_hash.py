@@ -14,7 +14,8 @@ as protobuf's bytes, which are only promised to be readable. All else is of our 
     row    = tag u8 | key length u32 | body length u32 | key | body
     body   = what is stored; in DATA and KEYS, of what is not empty, a record:
     record = revision, created revision, version, expire time, update time, each i64
-             | value length u32 | metadata length u32 | value | metadata | entry*
+             | value length u32 | metadata length u32 | value apart u8 | value | metadata
+             | entry*
     entry  = name length u32 | value length u32 | unique u8 | name | value
 
 Integers are big-endian; the lengths make it impossible for two different
@@ -49,7 +50,7 @@ SLICE_BYTES: Final = 1024 * 1024
 _HOLDS_RECORDS: Final = frozenset({Family.DATA, Family.KEYS})
 
 _ROW: Final = struct.Struct(">cII")
-_FIELDS: Final = struct.Struct(">qqqqqII")
+_FIELDS: Final = struct.Struct(">qqqqqII?")
 _INDEX_ENTRY: Final = struct.Struct(">II?")
 
 
@@ -126,6 +127,7 @@ def _record(key: bytes, stored: bytes) -> list[bytes]:
             record.update_time_ms,
             len(value),
             len(metadata),
+            record.value_apart,
         ),
         value,
         metadata,

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import assert_never
 
 from kvorum import limits
+from kvorum_node.machine import records
 from kvorum_node.machine.checks import holds
 from kvorum_node.machine.clients import Clients
 from kvorum_node.machine.commit import Event, UniqueViolation, commit
@@ -188,7 +189,10 @@ class Execution:
                 break
             _, _, key = layout.decode_event(event)
             tables.history.delete(stored)
-            tables.keys.delete(layout.version_key(key, revision))
+            row = layout.version_key(key, revision)
+            if before := tables.keys.get(row):
+                records.forget(before, key, tables.values)
+            tables.keys.delete(row)
         self.trimmed_revision = max(self.trimmed_revision, trimmed)
         return self._nothing_written()
 

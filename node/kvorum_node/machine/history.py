@@ -51,15 +51,22 @@ class History:
             record = Record()
             records.load(record, key, data)
             if record.revision == revision:
-                return record
+                return records.complete(record, key, self._tables.values)
         after = self._tables.keys.scan(
             layout.version_key(key, revision + 1), layout.version_key(key, 2**64 - 1)
         )
-        return _loaded(key, next((data for _, data in after), None))
+        return self._loaded(key, next((data for _, data in after), None))
 
     def before(self, key: bytes, revision: int) -> Record | None:
         """What the key held before the revision, which has changed it; without its key."""
-        return _loaded(key, self._tables.keys.get(layout.version_key(key, revision)))
+        return self._loaded(key, self._tables.keys.get(layout.version_key(key, revision)))
+
+    def _loaded(self, key: bytes, data: bytes | None) -> Record | None:
+        if not data:
+            return None
+        record = Record()
+        records.load(record, key, data)
+        return records.complete(record, key, self._tables.values)
 
 
 def require_readable(revision: int, oldest: int, newest: int) -> None:
@@ -83,6 +90,7 @@ def record_at(
 ) -> Record | None:
     """What the key held when the store was at the revision, which must be readable.
 
+    A large value is not in it (records.complete).
     `newest` is where the store is now, if the caller knows: at it, nothing has changed since.
     """
     changed = None
@@ -91,11 +99,3 @@ def record_at(
         changed = next(tables.keys.scan(layout.version_key(key, revision + 1), end), None)
     data = tables.data.get(key) if changed is None else changed[1]
     return records.read(key, data) if data else None
-
-
-def _loaded(key: bytes, data: bytes | None) -> Record | None:
-    if not data:
-        return None
-    record = Record()
-    records.load(record, key, data)
-    return record

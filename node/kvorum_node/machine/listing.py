@@ -90,7 +90,7 @@ class Listing:
             view = self._look()
         budget = _Budget()
         if not self._page_is_complete:
-            self._page_is_complete = self._fill(self._page.rows(view, budget))
+            self._page_is_complete = self._fill(view, self._page.rows(view, budget))
         if not self._page_is_complete:
             return False
         if self._counted is None:
@@ -131,13 +131,16 @@ class Listing:
         if request.count:
             response.count = 0
 
-    def _fill(self, rows: Iterator[tuple[Position, Record]]) -> bool:
+    def _fill(self, view: View, rows: Iterator[tuple[Position, Record]]) -> bool:
         """Put records into the page. False if the slice has ended before the page."""
         request, response = self._request, self._response
         page, values = response.records, response.index_values
         maximum_records = request.page_size or limits.DEFAULT_PAGE_RECORDS
         for position, record in rows:
-            added = records.without_value(record) if request.keys_only else record
+            if request.keys_only:
+                added = records.without_value(record)
+            else:
+                added = records.complete(record, record.key, view.tables.values)
             self._page_bytes += added.ByteSize() + len(position.value)
             if page and (len(page) == maximum_records or self._page_bytes > limits.MAX_PAGE_BYTES):
                 place = self._place if self._selection.snapshot else None

@@ -169,14 +169,18 @@ class Machine:
 
         Raises Compacted or FutureRevision if the store cannot say.
         """
+        record: Record | None
         if revision:
             self.require_readable(revision)
-            return history.record_at(self._tables(), key, revision)
-        stored = self._engine.get(Family.DATA, layout.data_key(self._space, key))
-        if stored is None:
-            return None
-        record = records.read(key, stored)
-        return None if 0 < record.expire_time_ms <= self.log_time_ms else record
+            record = history.record_at(self._tables(), key, revision)
+        else:
+            stored = self._engine.get(Family.DATA, layout.data_key(self._space, key))
+            record = None if stored is None else records.read(key, stored)
+            if record is not None and 0 < record.expire_time_ms <= self.log_time_ms:
+                return None
+        if record is not None and record.value_apart:
+            records.complete(record, key, self._tables().values)
+        return record
 
     def read_history(self) -> history.History:
         """The events that are kept, for the moment: whatever happens next ends its use."""

@@ -1,12 +1,16 @@
 """Records as the engine holds them: a serialised Record without its key, under its key.
 
 The key is left out on disk because the storage key says it, and put back in
-whatever leaves the machine.
+whatever leaves the machine. A large value is left out, too, and lies in VALUE under the key
+and the revision of its write: the record moves to history without it, and it goes when
+history forgets the record. Whoever needs the value of a record that was read completes it.
 """
 
 from google.protobuf.message import DecodeError
 
 from kvorum.errors import StorageError
+from kvorum_node.machine.tables import Table
+from kvorum_node.storage import layout
 from kvorumpb.v1.command_pb2 import Record
 
 
@@ -29,6 +33,38 @@ def read(key: bytes, stored: bytes) -> Record:
     record = Record(key=key)
     load(record, key, stored)
     return record
+
+
+def complete(record: Record, key: bytes, values: Table) -> Record:
+    """Fetch the value, if it lies by itself. Returns the record. Raises StorageError."""
+    if record.value_apart:
+        value = values.get(layout.version_key(key, record.revision))
+        if value is None:
+            raise StorageError(
+                f"the value of {key[:48]!r} at revision {record.revision} is not there: the disk"
+                " has lost it; replace this node"
+            )
+        record.value = value
+        record.ClearField("value_apart")
+    return record
+
+
+def keep(record: Record, key: bytes, values: Table) -> bytes:
+    """What is to be stored under the key; a large value is put where it lies by itself."""
+    if len(record.value) < layout.MIN_APART_BYTES:
+        return record.SerializeToString()
+    values.put(layout.version_key(key, record.revision), record.value)
+    kept = without_value(record)
+    kept.metadata, kept.value_apart = record.metadata, True
+    return kept.SerializeToString()
+
+
+def forget(stored: bytes, key: bytes, values: Table) -> None:
+    """The record is stored no more: remove its value, if it lies by itself."""
+    record = Record()
+    load(record, key, stored)
+    if record.value_apart:
+        values.delete(layout.version_key(key, record.revision))
 
 
 def without_value(record: Record) -> Record:

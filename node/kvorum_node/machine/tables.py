@@ -91,7 +91,7 @@ class ExpiryTable(Table):
 class Tables:
     """All families that a state is in, but META."""
 
-    __slots__ = ("clients", "data", "expiry", "history", "index", "keys", "limits")
+    __slots__ = ("clients", "data", "expiry", "history", "index", "keys", "limits", "values")
 
     def __init__(self, engine: Engine, space: Space, horizon: Horizon | None = None) -> None:
         """`horizon` is where the rows of EXPIRY begin, if that is known."""
@@ -106,6 +106,7 @@ class Tables:
         self.index: Final = table(Family.INDEX)
         self.keys: Final = table(Family.KEYS)
         self.limits: Final = table(Family.LIMIT)
+        self.values: Final = table(Family.VALUE)
 
     def save(self, batch: Batch) -> None:
         for table in (
@@ -116,6 +117,7 @@ class Tables:
             self.index,
             self.keys,
             self.limits,
+            self.values,
         ):
             table.save(batch)
 

@@ -167,6 +167,7 @@ class Working:
         result = records.without_value(record) if keys_only else Record()
         if not keys_only:
             result.CopyFrom(record)
+            records.complete(result, key, self.tables.values)
         result.key = key
         self._result_bytes += len(key) + len(result.value) + len(result.metadata)
         if self._result_bytes > limits.MAX_RESULT_BYTES:
@@ -176,6 +177,10 @@ class Working:
                 f" {limits.MAX_RESULT_BYTES} are returned: read large values with get and list",
             )
         return result
+
+    def value(self, key: bytes, record: Record) -> bytes:
+        """The value of a record that `read` or `scan` gave for the key."""
+        return records.complete(record, key, self.tables.values).value
 
     def limit(self, key: bytes) -> bytes:
         """The state of a rate limit; empty if it has none, or none any more."""

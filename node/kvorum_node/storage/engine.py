@@ -32,6 +32,7 @@ class Family(bytes, Enum):
     INDEX = b"I"
     KEYS = b"K"
     LIMIT = b"R"
+    VALUE = b"V"
     EXPIRY = b"X"
 
 

@@ -32,6 +32,8 @@ big-endian, so that the order of the bytes is the order of the numbers.
                           'staged'                       applied index of the state that lies
                                                          whole in the other space
             LIMIT    R    space | user key               rate limit: expire time, state
+            VALUE    V    space | user key | revision    value of the record that was written there,
+                                                         if it is large
             EXPIRY   X    space | expire time | 'D' | key  nothing: a record that expires
                           space | expire time | 'R' | key  nothing: a rate limit that expires
 
@@ -79,6 +81,10 @@ from kvorum_node.storage.engine import Family
 
 STATE_FAMILIES: Final = tuple(sorted(family for family in Family if family is not Family.LOG))
 """Those that a group's state is in, in the order of their tags."""
+
+MIN_APART_BYTES: Final = 4 * 1024
+"""Values from here on are in VALUE, and not in their records: a record that is replaced or removed
+moves from DATA to KEYS, and the values of all that one entry removes may be any number of bytes."""
 
 META_APPLIED: Final = b"applied"
 META_LOG_TIME_MS: Final = b"log_time_ms"
@@ -205,7 +211,7 @@ def decode_event(value: bytes) -> tuple[EventKind, int, bytes]:
 
 
 def version_key(key: bytes, revision: int) -> bytes:
-    """In KEYS."""
+    """In KEYS and VALUE."""
     return terminated(key) + _NUMBER.pack(revision)
 
 

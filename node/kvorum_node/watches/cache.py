@@ -25,6 +25,8 @@ class Cache:
         return len(self._kept)
 
     def add(self, transition: Transition) -> None:
+        if any(one.previous is not None and one.previous.value_apart for one in transition.events):
+            return  # history fetches such a value when it is told
         size = 0
         for event in transition.events:
             size += _EVENT_BYTES + len(event.key)

@@ -42,8 +42,9 @@ class CommandBatch(_message.Message):
     COMMANDS_FIELD_NUMBER: _builtins.int
     format: _builtins.int
     """Version of the instruction set, now 2. A node that meets a higher one stops
-    and says so: it never skips an entry that others have applied. What format 1
-    could say means the same in format 2.
+    and says so: it never skips an entry that others have applied. It also stops at a
+    field that it does not know, in this message or in any message within. What
+    format 1 could say means the same in format 2.
     """
     log_time_ms: _builtins.int
     """Log time: milliseconds since the Unix epoch, stamped by the leader. The
@@ -1203,6 +1204,7 @@ class Record(_message.Message):
     UPDATE_TIME_MS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     INDEX_ENTRIES_FIELD_NUMBER: _builtins.int
+    VALUE_APART_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     value: _builtins.bytes
     revision: _builtins.int
@@ -1218,6 +1220,10 @@ class Record(_message.Message):
     update_time_ms: _builtins.int
     """The log time of the last write to the key."""
     metadata: _builtins.bytes
+    value_apart: _builtins.bool
+    """On disk only: the value is large, and kept by itself, so that whatever becomes of
+    the record moves no value.
+    """
     @_builtins.property
     def index_entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___IndexEntry]: ...
     def __init__(
@@ -1232,10 +1238,11 @@ class Record(_message.Message):
         update_time_ms: _builtins.int = ...,
         metadata: _builtins.bytes = ...,
         index_entries: _abc.Iterable[Global___IndexEntry] | None = ...,
+        value_apart: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_revision", b"created_revision", "expire_time_ms", b"expire_time_ms", "index_entries", b"index_entries", "key", b"key", "metadata", b"metadata", "revision", b"revision", "update_time_ms", b"update_time_ms", "value", b"value", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_revision", b"created_revision", "expire_time_ms", b"expire_time_ms", "index_entries", b"index_entries", "key", b"key", "metadata", b"metadata", "revision", b"revision", "update_time_ms", b"update_time_ms", "value", b"value", "value_apart", b"value_apart", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

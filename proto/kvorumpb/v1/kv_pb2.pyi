@@ -18,7 +18,7 @@ and the leader's address.
 Errors are gRPC codes with a google.rpc.ErrorInfo detail (domain "kvorum") and,
 where waiting helps, a google.rpc.RetryInfo. The reasons:
 
-  INVALID_ARGUMENT     code INVALID_ARGUMENT     malformed request
+  INVALID_ARGUMENT     code INVALID_ARGUMENT     malformed request, or a field not known
   LIMIT_EXCEEDED       code INVALID_ARGUMENT     metadata: limit, maximum, actual
   INVALID_PAGE_TOKEN   code INVALID_ARGUMENT     altered, or of another list
   NAMESPACE_NOT_FOUND  code NOT_FOUND            metadata: namespace
