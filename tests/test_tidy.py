@@ -145,6 +145,7 @@ def test_clocks_and_chance_are_read_in_named_files_only() -> None:
         NODE / "storage/data_directory.py": "a fresh cluster id",
         CLIENT / "backends": "jitter of retries, deadlines",
         CLIENT / "entry.py": "times that the store has given, and none beside them",
+        CLIENT / "watching.py": "the same",
         CLIENT / "loop_thread.py": "threads",
         CLIENT / "cli": "progress, waiting for processes",
         CLIENT / "durations.py": "timedelta, a length of time that callers give",

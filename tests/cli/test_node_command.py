@@ -1,5 +1,9 @@
 """`kvorum node`: flags, variables and file become one configuration, or one line per problem."""
 
+import json
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -167,3 +171,19 @@ def test_what_is_wrong_in_the_file_is_said(tmp_path: Path, content: str, message
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
     assert "nothing: No such file" in refuse(*REQUIRED, "--config", str(tmp_path / "nothing")).err
+
+
+def test_a_taken_port_is_one_line_of_the_log(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [sys.executable, "-m", "kvorum.cli", "node", "n1", "--data-dir", str(tmp_path)]
+        ran = subprocess.run(
+            [*command, "--listen", address, "--cluster", f"n1={address}", "--log-format", "json"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert ran.returncode == 1
+    [line] = ran.stderr.splitlines()  # and nothing of gRPC's own
+    assert f"cannot listen on {address}" in json.dumps(json.loads(line))

@@ -164,7 +164,9 @@ async def test_a_put_replaces_the_time_to_live(kv: KV) -> None:
 async def test_add_with_bounds(kv: KV) -> None:
     total = await kv.add("stock", 10, max=10)
     assert (total, total.applied) == (10, 10)
-    with pytest.raises(OutOfBounds) as refused:
+    with pytest.raises(OutOfBounds, match="adding 11 to 0 would give 11, more than the max 10"):
+        await kv.add("new", 11, max=10)
+    with pytest.raises(OutOfBounds, match="would give -1, less than the min 0") as refused:
         await kv.add("stock", -11, min=0)
     assert refused.value.value == 10
     total = await kv.add("stock", -11, min=0, saturate=True)

@@ -5,6 +5,7 @@ default. Defaults and ranges are those of `kvorum_node.config.NodeConfig`; here
 they are only collected, and what it refuses is said in the words of the flags.
 """
 
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -136,6 +137,9 @@ def _run(settings: Mapping[str, Any]) -> int:
         for problem in describe_problems(error):
             console.print_error(problem)
         return USAGE
+    # Lines of gRPC's own on stderr are none of the log, which may be JSON. What they say of a
+    # port that is taken, the node says better.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         from kvorum_node import server  # noqa: PLC0415 - imports all of the node
     except ModuleNotFoundError as error:

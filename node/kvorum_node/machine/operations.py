@@ -135,10 +135,10 @@ def _sum(add: AddOperation, before: int) -> int:
     value = max(min(wanted, max(high, before)), min(low, before))
     if value != wanted and not add.saturate:
         if limits.MIN_INTEGER <= wanted <= limits.MAX_INTEGER:
+            bound = f"more than the max {high}" if wanted > value else f"less than the min {low}"
             raise OperationFailed(
                 OperationError.OUT_OF_BOUNDS,
-                f"adding {add.amount} to {before} would give {wanted}, which is not within"
-                f" {low} and {high}",
+                f"adding {add.amount} to {before} would give {wanted}, {bound}",
                 value=before,
             )
         raise OperationFailed(
