@@ -27,15 +27,29 @@ MAX_TTL_MS: Final = 100 * 366 * 24 * 3600 * 1000
 DEFAULT_TRANSACTION_ATTEMPTS: Final = 32
 """How often the body of a `KV.transaction` runs, at most."""
 
-# What a transaction reads.
+# What a transaction reads, and what it does beside its own bytes. All of this is decided where it
+# is carried out, by every node alike: these numbers say what entries in the log mean, and so stay.
 MAX_RESULT_BYTES: Final = 32 * MIB
-"""Keys and values that the operations of one transaction return together."""
+"""Records that the operations of one transaction return together: keys, values, metadata, index
+entries, and what each of them needs beside."""
 MAX_RANGE_RECORDS: Final = 10_000
 """Records that one check or one operation on a range may look at."""
 MAX_UNCHANGED_EVENTS: Final = 10_000
 """Events that a check of `unchanged_since` may look at."""
+MAX_TRANSACTION_RECORDS: Final = 20_000
+"""Looked at by all checks and operations on ranges together: a second of work at most. An event
+and an index entry that goes count as a record each, and so do each RANGE_LOOK_BYTES of a value and
+each RATE_LIMIT_LOOK_BYTES of the state of a rate limit."""
+RANGE_LOOK_BYTES: Final = 16 * KIB
+RATE_LIMIT_LOOK_BYTES: Final = 128
+MAX_REPLACED_BYTES: Final = 64 * MIB
+"""Records that one transaction writes over or removes together: the history takes them over, in
+one write to the state."""
+MAX_ENTRY_REPLACED_BYTES: Final = 128 * MIB
+"""The same, of all transactions in one entry of the log: one that comes after it is to be tried
+again."""
 MAX_READING_TRANSACTIONS: Final = 8
-"""Transactions with gets that a node has under way: each may return MAX_RESULT_BYTES."""
+"""Transactions which return records that a node has under way: each may return MAX_RESULT_BYTES."""
 
 # What a list returns.
 MAX_PAGE_RECORDS: Final = 10_000

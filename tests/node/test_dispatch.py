@@ -30,7 +30,15 @@ from kvorum_node.machine import listing
 from kvorum_node.raft.messages import AppendEntries, Heartbeat, HeartbeatReply
 from kvorum_node.raft.types import Index, Term
 from kvorum_node.services.dispatch import Answer, Dispatcher, made
-from kvorumpb.v1.command_pb2 import Command, CommandBatch, KeyRange
+from kvorumpb.v1.command_pb2 import (
+    Command,
+    CommandBatch,
+    DeleteOperation,
+    KeyRange,
+    ListOperation,
+    Operation,
+    PutOperation,
+)
 from kvorumpb.v1.kv_pb2 import (
     LEASE,
     LINEARIZABLE,
@@ -430,11 +438,23 @@ async def test_reads_are_carried_out_when_their_replies_are_taken(
         assert [(reply.id, reply.get.record.value) for reply in replies] == [(1, value), (2, value)]
 
 
-async def test_few_transactions_with_gets_are_under_way_at_once() -> None:
+@pytest.mark.parametrize(
+    "operation",
+    [
+        commands.get(b"k"),
+        Operation(list=ListOperation()),
+        Operation(put=PutOperation(key=b"k", return_previous=True)),
+        Operation(delete=DeleteOperation(key=b"k", return_previous=True)),
+    ],
+    ids=["get", "list", "put", "delete"],
+)
+async def test_few_transactions_that_return_records_are_under_way_at_once(
+    operation: Operation,
+) -> None:
     """Each of them may return 32 MiB, and all of them wait in memory for their entry."""
 
     def read_in_transaction(call: int) -> Call:
-        return Call(id=call, txn=TxnRequest(transaction=commands.transaction(commands.get(b"k"))))
+        return Call(id=call, txn=TxnRequest(transaction=commands.transaction(operation)))
 
     async with DrivenNode(voters=1) as n1:
         dispatcher = Dispatcher(n1.group)

@@ -156,4 +156,12 @@ def test_every_reason_has_an_error() -> None:
         if reason != OperationError.REASON_UNSPECIFIED:
             error = OperationError(reason=reason)
             reply = dispatch._write_reply(1, "put", TransactionResult(error=error))
-            assert error_of(reply).reason == name
+            told = "OVERLOADED" if name == "ENTRY_TOO_LARGE" else name
+            assert error_of(reply).reason == told
+
+
+def test_what_an_entry_had_no_room_for_may_be_sent_again() -> None:
+    error = OperationError(reason=OperationError.ENTRY_TOO_LARGE, message="try again")
+    refused = error_of(dispatch._write_reply(1, "delete", TransactionResult(error=error)))
+    assert (refused.retryable, refused.maybe_applied) == (True, False)
+    assert refused.metadata["limit"] == "MAX_ENTRY_REPLACED_BYTES"

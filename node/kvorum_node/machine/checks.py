@@ -5,10 +5,10 @@ none of them looks at more than a bounded number of records or events.
 """
 
 from collections.abc import Iterator
-from itertools import chain
 from typing import assert_never
 
 from kvorum import limits
+from kvorum_node.machine import records
 from kvorum_node.machine.working import OperationFailed, Working
 from kvorum_node.storage import layout
 from kvorum_node.storage.layout import ExpiryKind
@@ -39,7 +39,8 @@ def too_many_records() -> OperationFailed:
     return OperationFailed(
         OperationError.RANGE_TOO_LARGE,
         f"the range has more than the {limits.MAX_RANGE_RECORDS:,} records that one operation may"
-        " look at: take a smaller range, or a limit",
+        f" look at, or the transaction more than {limits.MAX_TRANSACTION_RECORDS:,}, or than"
+        f" {limits.MAX_REPLACED_BYTES:,} bytes to remove: take a smaller range, or a limit",
     )
 
 
@@ -61,7 +62,7 @@ def _holds_for(check: Check, working: Working, key: bytes, record: Record | None
 
 def _bounded(working: Working, selected: KeyRange) -> Iterator[tuple[bytes, Record]]:
     for count, found in enumerate(working.scan(*bounds(selected))):
-        if count == limits.MAX_RANGE_RECORDS:
+        if count == limits.MAX_RANGE_RECORDS or not working.look_at(found[1]):
             raise too_many_records()
         yield found
 
@@ -75,22 +76,45 @@ def _is_unchanged(check: Check, working: Working, oldest_revision: int) -> bool:
     if since < oldest_revision:
         return False
     start, end = bounds(check.range) if check.HasField("range") else (check.key, check.key + b"\0")
-    changed = (
-        layout.decode_event(value)[2]
-        for _, value in working.tables.history.scan(
-            layout.history_key(since + 1), layout.history_key(working.revision)
-        )
+    changed = working.tables.history.scan(
+        layout.history_key(since + 1), layout.history_key(working.revision)
     )
-    expired = (
-        key
-        for _, kind, key in map(
-            layout.split_expiry_key, working.tables.expiry.rows(end_ms=working.log_time_ms + 1)
-        )
-        if kind is ExpiryKind.RECORD
-    )
-    for count, key in enumerate(chain(changed, expired)):
+    for count, (_, value) in enumerate(changed):
+        if count == limits.MAX_UNCHANGED_EVENTS or not working.look():
+            return False
+        if _is_within(layout.decode_event(value)[2], start, end):
+            return False
+    if check.HasField("range"):
+        return not _has_expired(working, start, end)
+    record = working.stored(check.key).record
+    return record is None or not working.has_expired(record)
+
+
+def _has_expired(working: Working, start: bytes, end: bytes | None) -> bool:
+    """Whether a record of the range has expired, or that would take too long to say.
+
+    Mostly little has expired that is still stored; when there is much, the records of the
+    range may be fewer.
+    """
+    rows = working.tables.expiry.rows(end_ms=working.log_time_ms + 1)
+    for count, row in enumerate(rows):
         if count == limits.MAX_UNCHANGED_EVENTS:
-            return False
-        if start <= key and (end is None or key < end):
-            return False
-    return True
+            break
+        if not working.look():
+            return True
+        _, kind, key = layout.split_expiry_key(row)
+        if kind is ExpiryKind.RECORD and _is_within(key, start, end):
+            return True
+    else:
+        return False
+    for count, (key, data) in enumerate(working.tables.data.scan(start, end)):
+        record = records.read(key, data)
+        if count == limits.MAX_RANGE_RECORDS or not working.look_at(record):
+            return True
+        if working.has_expired(record):
+            return True
+    return False
+
+
+def _is_within(key: bytes, start: bytes, end: bytes | None) -> bool:
+    return start <= key and (end is None or key < end)

@@ -1,7 +1,8 @@
 """Commands run one after the other, each atomic, on tables over the engine.
 
 Rules: a command sees what the ones before it have written, then the engine's. A
-transaction whose operation fails leaves no trace. Nothing reaches the engine until the
+transaction whose operation fails leaves no trace. What one entry replaces and removes is
+bounded, since the history takes all of it over at once. Nothing reaches the engine until the
 machine saves the tables, so that whatever happens on the way, the engine has seen nothing.
 
 The way of a transaction: checks.py, then operations.py on the records as they are for it
@@ -15,7 +16,7 @@ A write that carries a client and a sequence runs once: clients.py.
 """
 
 from collections.abc import Sequence
-from typing import assert_never
+from typing import Final, assert_never
 
 from kvorum import limits
 from kvorum_node.machine import records
@@ -41,6 +42,12 @@ from kvorumpb.v1.command_pb2 import (
     TransactionResult,
 )
 
+_ENTRY_TOO_LARGE: Final = OperationError(
+    reason=OperationError.ENTRY_TOO_LARGE,
+    message="what was written together with this replaces or removes as much as may be at once;"
+    " nothing was written: try again",
+)
+
 
 class Execution:
     """What committed commands do to the state of one group, before the engine knows."""
@@ -53,6 +60,10 @@ class Execution:
         self.trimmed_revision = standing.trimmed_revision
         self.events: list[Event] = []
         """Of the last command."""
+        self.replaced_bytes = 0
+        """What the commands have written over or removed: all of it is in the tables, again."""
+        self._replaced_before = 0
+        """By the entries before the one under way."""
         self._tables = tables
         self._clients = clients
         self._working = Working(tables)
@@ -60,6 +71,7 @@ class Execution:
     def begin_entry(self, log_time_ms: int) -> None:
         """The next commands are of an entry with this log time, which never runs backwards."""
         self.log_time_ms = max(self.log_time_ms, log_time_ms)
+        self._replaced_before = self.replaced_bytes
 
     def end_entry(self, index: Index) -> None:
         self._clients.save(self._tables.clients, index)
@@ -77,7 +89,8 @@ class Execution:
         recalled = self._clients.recall(client_id, sequence)
         if recalled is None:
             result = self._run(command)
-            self._clients.remember(client_id, sequence, command.acknowledged, result)
+            if result.error.reason != OperationError.ENTRY_TOO_LARGE:
+                self._clients.remember(client_id, sequence, command.acknowledged, result)
             return result
         if isinstance(recalled, OperationError):
             return self._failed(recalled, None)
@@ -119,12 +132,15 @@ class Execution:
                 failed_check = self._first_failed(transaction)
             branch = transaction.operations if failed_check is None else transaction.otherwise
             results = self._operate(branch)
+            if self._has_no_room_for(working.replaced_bytes):
+                return self._failed(_ENTRY_TOO_LARGE, failed_check)
             self.events = commit(working)
         except UniqueViolation as failure:
             return self._failed(failure.error, failed_check)
         except OperationFailed as failure:
             failure.error.operation = working.position
             return self._failed(failure.error, failed_check)
+        self.replaced_bytes += working.replaced_bytes
         if self.events:
             self.revision += 1
         return TransactionResult(
@@ -134,6 +150,11 @@ class Execution:
             results=results,
             log_time_ms=self.log_time_ms,
         )
+
+    def _has_no_room_for(self, replaced_bytes: int) -> bool:
+        """Whether so much more would be too much for one entry, of which it is not the first."""
+        before = self.replaced_bytes - self._replaced_before
+        return before > 0 and before + replaced_bytes > limits.MAX_ENTRY_REPLACED_BYTES
 
     def _first_failed(self, transaction: Transaction) -> int | None:
         for position, check in enumerate(transaction.checks):
@@ -170,6 +191,7 @@ class Execution:
                     assert_never(unexpected)
         expiry.horizon.first_row = first_left
         self.events = commit(working)
+        self.replaced_bytes += working.replaced_bytes
         if self.events:
             self.revision += 1
         return self._nothing_written()

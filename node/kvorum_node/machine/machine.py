@@ -5,7 +5,8 @@ that a run of entries leads to are written in one batch of the engine. A crash
 therefore leaves a state that some index has led to, and that index; the log is
 applied again from there, and leads to where it led before. A run ends with the call,
 or before that with an entry that has a Verification: the state at that very index is
-what all nodes compare, so the engine has to have it before anything goes on.
+what all nodes compare, so the engine has to have it before anything goes on. It also ends
+when it has replaced so much that more of it would not fit the memory.
 
 The state is in one of two spaces (storage/layout.py). A snapshot is staged in the
 other one, and installing it is one batch: the spaces change places, and the one
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final, TypeAlias, assert_never
 
+from kvorum import limits
 from kvorum.errors import StorageError
 from kvorum_node.machine import history, records
 from kvorum_node.machine.clients import Clients
@@ -107,8 +109,8 @@ class Machine:
 
         Raises UnknownCommand at an entry that this version does not understand,
         and StorageError if the engine fails: then nothing of the run that it belongs to
-        has happened, here or in the engine, and the node must stop. (A call is one run,
-        but for verifications: what was before one has happened.)
+        has happened, here or in the engine, and the node must stop. (A call is mostly one
+        run; what was in those before has happened.)
         """
         results: Results = []
         while len(results) < len(entries):
@@ -138,7 +140,7 @@ class Machine:
                     results.append([])
                 case unexpected:
                     assert_never(unexpected)
-            if run.hash_format is not None:
+            if run.hash_format is not None or run.replaces_much:
                 break
         self._write(run.execution, applied)
         self._tell(run)
@@ -354,6 +356,10 @@ class _Run:
         self.verdicts: list[Verdict] = []
         self.hash_format: int | None = None
         """Of the last verification."""
+
+    @property
+    def replaces_much(self) -> bool:
+        return self.execution.replaced_bytes > limits.MAX_REPLACED_BYTES
 
     def carry_out(self, entry: Entry) -> Iterator[TransactionResult]:
         """Run the commands of an entry one by one."""

@@ -155,24 +155,24 @@ def _list(request: ListOperation, working: Working) -> OperationResult:
         if len(result.records) == maximum:
             result.more = True
             break
+        if not working.look_at(record):
+            raise too_many_records()
         result.records.append(working.found(key, record, keys_only=request.keys_only))
     return OperationResult(list=result)
 
 
 def _delete_range(request: DeleteRangeOperation, working: Working) -> OperationResult:
+    """With a limit, this also ends where a transaction may remove no more."""
     maximum = request.limit or limits.MAX_RANGE_RECORDS
-    keys: list[bytes] = []
-    more = False
-    for key, _ in working.scan(*bounds(request.range)):
-        if len(keys) == maximum:
+    result = DeleteRangeResult()
+    for key, record in working.scan(*bounds(request.range)):
+        if result.deleted == maximum or not working.remove_of_range(key, record):
             if not request.limit:
                 raise too_many_records()
-            more = True
+            result.more = True
             break
-        keys.append(key)
-    for key in keys:
-        working.remove(key)
-    return OperationResult(delete_range=DeleteRangeResult(deleted=len(keys), more=more))
+        result.deleted += 1
+    return OperationResult(delete_range=result)
 
 
 def _touch(touch: TouchOperation, working: Working) -> OperationResult:
@@ -190,6 +190,8 @@ def _rate_limit(request: RateLimitOperation, working: Working) -> OperationResul
     for limit in request.limits:
         key = limit.key
         state = changed[key].state if key in changed else working.limit(key)
+        if not working.look(len(state) // limits.RATE_LIMIT_LOOK_BYTES):
+            raise too_many_records()
         one = take(limit, state, working.log_time_ms)
         taken.append(one)
         if one.changes:

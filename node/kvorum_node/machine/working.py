@@ -6,13 +6,17 @@ changes the tables: commit.py does, if the transaction succeeds.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from kvorum import limits
 from kvorum_node.machine import records
 from kvorum_node.machine.tables import Tables
 from kvorum_node.storage import layout
 from kvorumpb.v1.command_pb2 import IndexEntry, OperationError, Record
+
+_RECORD_BYTES: Final = 64
+_ENTRY_BYTES: Final = 16
+"""What a record and an index entry need in a message, beside what is in them."""
 
 
 class OperationFailed(Exception):
@@ -42,11 +46,13 @@ class Working:
 
     __slots__ = (
         "_loaded",
+        "_looked_at",
         "_result_bytes",
         "limits",
         "log_time_ms",
         "position",
         "positions",
+        "replaced_bytes",
         "revision",
         "tables",
         "touched",
@@ -70,7 +76,10 @@ class Working:
         self.position = 0
         """Of the operation under way."""
         self.positions: dict[bytes, int] = {}
-        """By key, the operation that has last written index entries."""
+        """By key, the operation that has last written index entries, or first touched them."""
+        self.replaced_bytes = 0
+        """Of what is stored under the keys that are written."""
+        self._looked_at = 0
         self._loaded: dict[bytes, Stored] = {}
         self._result_bytes = 0
 
@@ -90,6 +99,15 @@ class Working:
 
     def has_expired(self, record: Record) -> bool:
         return 0 < record.expire_time_ms <= self.log_time_ms
+
+    def look(self, count: int = 1) -> bool:
+        """Count records that are looked at in a range; False if they are more than may be."""
+        self._looked_at += count
+        return self._looked_at <= limits.MAX_TRANSACTION_RECORDS
+
+    def look_at(self, record: Record) -> bool:
+        """The same, of a record that was read for it."""
+        return self.look(1 + len(record.value) // limits.RANGE_LOOK_BYTES)
 
     def read(self, key: bytes) -> Record | None:
         if key in self.written:
@@ -125,6 +143,16 @@ class Working:
     def remove(self, key: bytes) -> None:
         self._change(key, None)
 
+    def remove_of_range(self, key: bytes, record: Record) -> bool:
+        """Remove one of many; False, and nothing is removed, if that is more than may be."""
+        replaced = 0 if key in self.written else len(self.stored(key).data)
+        if self.replaced_bytes + replaced > limits.MAX_REPLACED_BYTES:
+            return False
+        if not self.look(len(record.index_entries)) or not self.look_at(record):
+            return False
+        self._change(key, None)
+        return True
+
     def touch(self, key: bytes, current: Record, expire_time_ms: int) -> None:
         """Let a record expire at another time; `current` is what `read` gives for the key."""
         if current.expire_time_ms == expire_time_ms:
@@ -134,12 +162,26 @@ class Working:
         record.expire_time_ms = expire_time_ms
         only_touched = key in self.touched or key not in self.written
         self._change(key, record)
+        if record.index_entries:
+            self.positions.setdefault(key, self.position)
         if only_touched:
             self.touched.add(key)
 
     def expire_after(self, ttl_ms: int) -> int:
-        """The expire time of what lives so long from now; 0 is for ever."""
-        return self.log_time_ms + ttl_ms if ttl_ms else 0
+        """The expire time of what lives so long from now; 0 is for ever.
+
+        Raises OperationFailed if there is no such time.
+        """
+        if not ttl_ms:
+            return 0
+        expire_time_ms = self.log_time_ms + ttl_ms
+        if expire_time_ms > limits.MAX_INTEGER:
+            raise OperationFailed(
+                OperationError.INTEGER_OVERFLOW,
+                f"a time to live of {ttl_ms} ms from {self.log_time_ms} on ends beyond the range"
+                " of int64: the clock of the cluster is wrong",
+            )
+        return expire_time_ms
 
     def scan(
         self, start: bytes, end: bytes | None, *, reverse: bool = False
@@ -169,7 +211,9 @@ class Working:
             result.CopyFrom(record)
             records.complete(result, key, self.tables.values)
         result.key = key
-        self._result_bytes += len(key) + len(result.value) + len(result.metadata)
+        self._result_bytes += len(key) + len(result.value) + len(result.metadata) + _RECORD_BYTES
+        for entry in result.index_entries:
+            self._result_bytes += len(entry.index) + len(entry.value) + _ENTRY_BYTES
         if self._result_bytes > limits.MAX_RESULT_BYTES:
             raise OperationFailed(
                 OperationError.RESULT_TOO_LARGE,
@@ -200,6 +244,13 @@ class Working:
             yield key, record
 
     def _change(self, key: bytes, record: Record | None) -> None:
-        self.stored(key)  # what commit.py will ask for
+        if key not in self.written:
+            self.replaced_bytes += len(self.stored(key).data)
+            if self.replaced_bytes > limits.MAX_REPLACED_BYTES:
+                raise OperationFailed(
+                    OperationError.RANGE_TOO_LARGE,
+                    f"the transaction replaces or removes {self.replaced_bytes} bytes; at most"
+                    f" {limits.MAX_REPLACED_BYTES} may be: split it",
+                )
         self.written[key] = record
         self.touched.discard(key)

@@ -34,7 +34,13 @@ from kvorum_node.admission import Admission
 from kvorum_node.group import Group
 from kvorum_node.machine import Listing
 from kvorum_node.space import takes_space
-from kvorumpb.v1.command_pb2 import Command, CommandBatch, OperationError, TransactionResult
+from kvorumpb.v1.command_pb2 import (
+    Command,
+    CommandBatch,
+    Operation,
+    OperationError,
+    TransactionResult,
+)
 from kvorumpb.v1.kv_pb2 import (
     Call,
     Consistency,
@@ -62,6 +68,7 @@ _OPERATION_ERRORS: dict[int, type[KvorumError]] = {
     OperationError.RANGE_TOO_LARGE: RangeTooLarge,
     OperationError.CLIENT_FORGOTTEN: ClientForgotten,
     OperationError.RESULT_FORGOTTEN: ResultForgotten,
+    OperationError.ENTRY_TOO_LARGE: Overloaded,
 }
 
 
@@ -109,12 +116,12 @@ class Dispatcher:
                 validation.validate_known(call, "the call")
                 if shortage is not None and takes_space(call):
                     raise shortage
-                gets = _is_transaction_with_gets(call)
-                if gets and self._may_read_no_more():
+                reading = _returns_records(call)
+                if reading and self._may_read_no_more():
                     raise _too_many_reading_transactions()
                 if _add_command(call, commands):
                     writes.append(call)
-                    self._reading_transactions += gets
+                    self._reading_transactions += reading
                 else:
                     _validate_read(call)
                     reads.append(call)
@@ -164,7 +171,7 @@ class Dispatcher:
             return
         # Kept until the answer: not the calls, or else their values would be.
         asked = [(call.id, call.WhichOneof("request")) for call in calls]
-        reading = sum(_is_transaction_with_gets(call) for call in calls)
+        reading = sum(_returns_records(call) for call in calls)
         try:
             future = self._group.submit(data, len(calls), deadline=deadline)
         except KvorumError as error:
@@ -338,17 +345,31 @@ def _command_of(
     )
 
 
-def _is_transaction_with_gets(call: Call) -> bool:
+def _returns_records(call: Call) -> bool:
+    """Whether it is a transaction that may return records."""
     return call.WhichOneof("request") == "txn" and any(
-        operation.WhichOneof("operation") == "get"
+        _returns_record(operation)
         for branch in (call.txn.transaction.operations, call.txn.transaction.otherwise)
         for operation in branch
     )
 
 
+def _returns_record(operation: Operation) -> bool:
+    match operation.WhichOneof("operation"):
+        case "get" | "list":
+            return True
+        case "put":
+            return operation.put.return_previous
+        case "delete":
+            return operation.delete.return_previous
+        case _:
+            return False
+
+
 def _too_many_reading_transactions() -> Overloaded:
     return Overloaded(
-        "the node has as many transactions with gets under way as it may; try again soon",
+        "the node has as many transactions which return records under way as it may; try again"
+        " soon",
         limit="MAX_READING_TRANSACTIONS",
         maximum=limits.MAX_READING_TRANSACTIONS,
     )
@@ -406,6 +427,12 @@ def _error_of(error: OperationError) -> KvorumError:
     match error.reason:
         case OperationError.CLIENT_FORGOTTEN | OperationError.RESULT_FORGOTTEN:
             return kind(error.message)
+        case OperationError.ENTRY_TOO_LARGE:
+            return kind(
+                error.message,
+                limit="MAX_ENTRY_REPLACED_BYTES",
+                maximum=limits.MAX_ENTRY_REPLACED_BYTES,
+            )
         case OperationError.UNIQUE_VIOLATION:
             return kind(
                 error.message,

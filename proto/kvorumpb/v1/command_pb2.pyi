@@ -652,8 +652,9 @@ class DeleteRangeOperation(_message.Message):
     RANGE_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     limit: _builtins.int
-    """At most so many of them, up to 10,000. With 0, all, and RANGE_TOO_LARGE if they are
-    more than 10,000.
+    """At most so many of them, up to 10,000, and no more than one transaction may remove:
+    64 MiB, and 20,000 records and index entries. With 0, all, and RANGE_TOO_LARGE if they
+    are more than any of that.
     """
     @_builtins.property
     def range(self) -> Global___KeyRange: ...
@@ -1121,38 +1122,50 @@ class OperationError(_message.Message):
         NOT_AN_INTEGER: OperationError._Reason.ValueType  # 1
         """An add met a value that is not the decimal text of an int64."""
         INTEGER_OVERFLOW: OperationError._Reason.ValueType  # 2
-        """An add would leave the range of int64."""
+        """An add would leave the range of int64, or a time to live would end beyond it."""
         RESULT_TOO_LARGE: OperationError._Reason.ValueType  # 3
-        """What the transaction reads is more than 32 MiB."""
+        """What the transaction returns is more than 32 MiB."""
         OUT_OF_BOUNDS: OperationError._Reason.ValueType  # 4
         """An add would leave its bounds."""
         UNIQUE_VIOLATION: OperationError._Reason.ValueType  # 5
         """Another record has the value in a unique index."""
         RANGE_TOO_LARGE: OperationError._Reason.ValueType  # 6
-        """A check or an operation met more than 10,000 records in its range."""
+        """A check or an operation met more than 10,000 records in its range, the transaction
+        looks at more than 20,000, or it replaces or removes more than 64 MiB.
+        """
         CLIENT_FORGOTTEN: OperationError._Reason.ValueType  # 7
         """The client is not known, or not any more: register, and decide about writes in doubt."""
         RESULT_FORGOTTEN: OperationError._Reason.ValueType  # 8
         """The write was applied before, and its result is not kept any more."""
+        ENTRY_TOO_LARGE: OperationError._Reason.ValueType  # 9
+        """The transactions before it in the entry replace or remove so much that this one is to
+        be tried again, in another entry. It is not remembered: a retry runs.
+        """
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
     REASON_UNSPECIFIED: OperationError.Reason.ValueType  # 0
     NOT_AN_INTEGER: OperationError.Reason.ValueType  # 1
     """An add met a value that is not the decimal text of an int64."""
     INTEGER_OVERFLOW: OperationError.Reason.ValueType  # 2
-    """An add would leave the range of int64."""
+    """An add would leave the range of int64, or a time to live would end beyond it."""
     RESULT_TOO_LARGE: OperationError.Reason.ValueType  # 3
-    """What the transaction reads is more than 32 MiB."""
+    """What the transaction returns is more than 32 MiB."""
     OUT_OF_BOUNDS: OperationError.Reason.ValueType  # 4
     """An add would leave its bounds."""
     UNIQUE_VIOLATION: OperationError.Reason.ValueType  # 5
     """Another record has the value in a unique index."""
     RANGE_TOO_LARGE: OperationError.Reason.ValueType  # 6
-    """A check or an operation met more than 10,000 records in its range."""
+    """A check or an operation met more than 10,000 records in its range, the transaction
+    looks at more than 20,000, or it replaces or removes more than 64 MiB.
+    """
     CLIENT_FORGOTTEN: OperationError.Reason.ValueType  # 7
     """The client is not known, or not any more: register, and decide about writes in doubt."""
     RESULT_FORGOTTEN: OperationError.Reason.ValueType  # 8
     """The write was applied before, and its result is not kept any more."""
+    ENTRY_TOO_LARGE: OperationError.Reason.ValueType  # 9
+    """The transactions before it in the entry replace or remove so much that this one is to
+    be tried again, in another entry. It is not remembered: a retry runs.
+    """
 
     REASON_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
