@@ -10,6 +10,8 @@ parameters, so that a test can meet them with few records.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from math import ceil
 from typing import Final
 
 from kvorumpb.v1.command_pb2 import (
@@ -103,6 +105,16 @@ class Violation:
     """Of the operation that comes second."""
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What was taken from a rate limit. The setting of a key never changes, but its algorithm."""
+
+    algorithm: RateLimit.Algorithm.ValueType
+    times: tuple[int, ...]
+    """Each once for each that it cost."""
+    expire_time_ms: int
+
+
 @dataclass(slots=True)
 class Window:
     """What a client has been answered: by sequence."""
@@ -124,8 +136,7 @@ class Model:
     past: dict[int, Cells] = field(default_factory=lambda: {0: {}})
     """By revision, all cells as they were then."""
     events: dict[int, list[Happened]] = field(default_factory=dict)
-    limits: dict[bytes, list[int]] = field(default_factory=dict)
-    """By key, the times at which what was taken counts no more: each once for each that it cost."""
+    limits: dict[bytes, Taken] = field(default_factory=dict)
     windows: dict[int, Window] = field(default_factory=dict)
     violations: set[Violation] = field(default_factory=set)
     """Of the last transaction; the machine names one of them."""
@@ -185,7 +196,7 @@ class Model:
 
     def _sweep(self, limit: int) -> None:
         records = [(cell.expire_time_ms, 0, key) for key, cell in self.cells.items()]
-        states = [(max(times), 1, key) for key, times in self.limits.items()]
+        states = [(state.expire_time_ms, 1, key) for key, state in self.limits.items()]
         due = sorted(one for one in records + states if 0 < one[0] <= self.log_time_ms)
         kept = dict(self.cells)
         for _, is_limit, key in due[:limit]:
@@ -265,7 +276,7 @@ class _Run:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.cells = dict(model.cells)
-        self.limits = {key: list(times) for key, times in model.limits.items()}
+        self.limits = dict(model.limits)
         self.position = 0
         self.wrote: dict[bytes, int] = {}
         """By key, the operation that has last written or touched it."""
@@ -278,7 +289,7 @@ class _Run:
         has_range = check.HasField("range")
         inside = within(check.range) if has_range else check.key.__eq__
         if condition == "unchanged_since":
-            return self._unchanged(check.unchanged_since, inside)
+            return self._unchanged(check, inside)
         if not has_range:
             return self._holds(check, self.model.live().get(check.key))
         cells = [cell for key, cell in self.model.live().items() if inside(key)]
@@ -304,8 +315,8 @@ class _Run:
             case _:
                 return cell is not None and cell.value == check.value
 
-    def _unchanged(self, since: int, inside: Callable[[bytes], bool]) -> bool:
-        model = self.model
+    def _unchanged(self, check: Check, inside: Callable[[bytes], bool]) -> bool:
+        model, since = self.model, check.unchanged_since
         if since < model.oldest_revision:
             return False
         changed = [
@@ -313,9 +324,18 @@ class _Run:
             for revision in range(since + 1, model.revision + 1)
             for event in model.events[revision]
         ]
+        if len(changed) > model.max_unchanged or any(map(inside, changed)):
+            return False
         expired = model.cells.keys() - model.live().keys()
-        seen = [*changed, *sorted(expired, key=lambda key: (model.cells[key].expire_time_ms, key))]
-        return len(seen) <= model.max_unchanged and not any(map(inside, seen))
+        if not any(map(inside, expired)):
+            if not check.HasField("range"):
+                return True
+            # Also no if it takes too long to say: by the times, and by the keys.
+            due = len(expired) + sum(
+                state.expire_time_ms <= model.log_time_ms for state in model.limits.values()
+            )
+            return due <= model.max_unchanged or (sum(map(inside, model.cells)) <= model.max_range)
+        return False
 
     # Operations.
 
@@ -443,21 +463,22 @@ class _Run:
         result.delete_range.more = len(keys) > count
 
     def _rate_limit(self, request: RateLimitOperation, result: OperationResult) -> None:
-        """Sliding logs: all that was taken in the window before now counts."""
         now = self.model.log_time_ms
         held = {}
         for limit in request.limits:
-            times = [] if limit.reset else self.limits.get(limit.key, [])
-            held[limit.key] = [time for time in times if time > now]
-        allowed = all(_has_room(limit, held[limit.key]) for limit in request.limits)
+            state = None if limit.reset else self.limits.get(limit.key)
+            # What another algorithm has counted, and what counts no more, is not counted.
+            counts = state and state.algorithm == limit.algorithm and state.expire_time_ms > now
+            held[limit.key] = state.times if state and counts else ()
+        allowed = all(_has_room(limit, held[limit.key], now) for limit in request.limits)
         result.rate_limit.allowed = allowed
         for limit in request.limits:
-            result.rate_limit.states.add(allowed=_has_room(limit, held[limit.key]))
+            result.rate_limit.states.add(allowed=_has_room(limit, held[limit.key], now))
             if allowed and (limit.cost or limit.reset):
-                counted = held[limit.key] + [now + limit.window_ms] * limit.cost
                 self.limits.pop(limit.key, None)
-                if counted:
-                    self.limits[limit.key] = counted
+                if limit.cost:
+                    times = (*held[limit.key], *[now] * limit.cost)
+                    self.limits[limit.key] = _taken(limit, times)
 
 
 def within(selected: KeyRange) -> Callable[[bytes], bool]:
@@ -477,8 +498,39 @@ def without_numbers(results: Iterable[OperationResult]) -> list[OperationResult]
     return copies
 
 
-def _has_room(limit: RateLimit, times: list[int]) -> bool:
-    return len(times) + limit.cost <= limit.limit
+def _has_room(limit: RateLimit, times: tuple[int, ...], now: int) -> bool:
+    return not limit.cost or _counted(limit, times, now) + limit.cost <= limit.limit
+
+
+def _counted(limit: RateLimit, times: tuple[int, ...], now: int) -> Fraction:
+    """How much of what was taken at these times counts now, as the algorithm's name says."""
+    window = limit.window_ms
+    match limit.algorithm:
+        case RateLimit.SLIDING_LOG:
+            return Fraction(sum(time + window > now for time in times))
+        case RateLimit.SLIDING_COUNTER:
+            current = sum(time // window == now // window for time in times)
+            previous = sum(time // window == now // window - 1 for time in times)
+            return current + previous * (1 - Fraction(now % window, window))
+        case _:
+            level, last = Fraction(0), 0
+            for time in times:
+                level = max(level - Fraction(limit.limit * (time - last), window), Fraction(0)) + 1
+                last = time
+            return max(level - Fraction(limit.limit * (now - last), window), Fraction(0))
+
+
+def _taken(limit: RateLimit, times: tuple[int, ...]) -> Taken:
+    """What the limit keeps, until it counts for nothing."""
+    window, last = limit.window_ms, times[-1]
+    match limit.algorithm:
+        case RateLimit.SLIDING_LOG:
+            expire_time_ms = last + window
+        case RateLimit.SLIDING_COUNTER:
+            expire_time_ms = last - last % window + 2 * window
+        case _:
+            expire_time_ms = last + ceil(_counted(limit, times, last) * window / limit.limit)
+    return Taken(limit.algorithm, times, expire_time_ms)
 
 
 def _is_integer(value: bytes) -> bool:

@@ -95,7 +95,9 @@ bounds = st.sampled_from((None, None, -2, 0, 3))
 limit = st.builds(
     RateLimit,
     key=keys,
-    algorithm=st.just(RateLimit.SLIDING_LOG),
+    algorithm=st.sampled_from(
+        (RateLimit.SLIDING_LOG, RateLimit.SLIDING_COUNTER, RateLimit.GCRA),
+    ),
     limit=st.just(3),
     window_ms=st.just(10),
     cost=st.integers(0, 3),
@@ -290,6 +292,14 @@ class Comparison(RuleBasedStateMachine):
                 if record is not None:  # a touch is no revision, and changes the past as well
                     assert (record.value, record.revision) == (past[key].value, past[key].revision)
         self._tables_agree()
+        self._limits_agree()
+
+    def _limits_agree(self) -> None:
+        kept = {key: layout.decode_limit(value)[0] for key, value in self._rows(Family.LIMIT)}
+        assert kept == {key: one.expire_time_ms for key, one in self.model.limits.items()}
+        expiries = [layout.split_expiry_key(key) for key, _ in self._rows(Family.EXPIRY)]
+        due = [(time, key) for time, kind, key in expiries if kind is ExpiryKind.LIMIT]
+        assert due == sorted((time, key) for key, time in kept.items())
 
     def _tables_agree(self) -> None:
         cells = self.model.cells
