@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from kvorum import KV, DeadlineExceeded, NoNodeReachable, Overloaded, limits
-from kvorum.backends import cluster
+from kvorum.backends import cluster, session
 from kvorum.limits import MIB
 from kvorumpb.v1.kv_pb2 import Call, CallPart, Reply, ReplyPart, SessionResponse
 from tests.client.conftest import Nodes, backend_of
@@ -69,9 +69,9 @@ async def test_small_calls_do_not_wait_for_large_ones(nodes: Nodes, kv: KV) -> N
     await kv.put("warm", 1)
     n1.reading.clear()
     large = asyncio.create_task(kv.put("large", bytes(25 * MIB), type="bytes"))
-    session = backend_of(kv)._leader
-    assert session is not None
-    await eventually(lambda: session._large.is_sending)
+    leader = backend_of(kv)._leader
+    assert leader is not None
+    await eventually(lambda: leader._large.is_sending)
     small = asyncio.create_task(kv.put("small", 1))
     n1.reading.set()
     await small
@@ -84,6 +84,30 @@ def has_begun(node: FakeNode, count: int) -> bool:
     """Whether so many calls have come, of which none is incomplete."""
     assert len({part.id for part in parts_of(node)}) <= count
     return len(node.calls) == count
+
+
+async def test_the_answer_to_a_large_call_is_not_one_to_the_small_ones(
+    nodes: Nodes, kv: KV, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These wait for the answers to the last message of their own."""
+    monkeypatch.setattr(session, "SEND_INTERVAL_SECONDS", 60.0)
+    n1, _, _ = nodes
+    n1.script = silent
+    first_call = asyncio.create_task(kv.put("first", 1))
+    await eventually(lambda: n1.calls)
+    n1.script = succeed
+    large = asyncio.create_task(kv.put("large", bytes(LARGE), type="bytes"))
+    leader = backend_of(kv)._leader
+    assert leader is not None
+    leader._sent_at = 0.0  # as if long ago: so that the large one is looked at
+    await large
+    leader._sent_at = asyncio.get_running_loop().time()
+    second_call = asyncio.create_task(kv.put("second", 1))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert [call.put.key for call in n1.calls] == [b"first", b"large"]
+    n1.answer(n1.calls[0])
+    await asyncio.gather(first_call, second_call)
 
 
 async def test_few_large_calls_are_under_way_at_once(nodes: Nodes, kv: KV) -> None:
@@ -123,9 +147,9 @@ async def test_a_caller_who_gives_up_leaves_the_rest_unsent(nodes: Nodes, kv: KV
     await kv.put("warm", 1)
     n1.reading.clear()
     write = asyncio.create_task(kv.put("large", bytes(25 * MIB), type="bytes"))
-    session = backend_of(kv)._leader
-    assert session is not None
-    await eventually(lambda: session._large.is_sending)
+    leader = backend_of(kv)._leader
+    assert leader is not None
+    await eventually(lambda: leader._large.is_sending)
     write.cancel()
     await asyncio.wait([write])
     n1.reading.set()
@@ -141,9 +165,9 @@ async def test_a_large_call_that_was_not_whole_is_repeated_when_its_stream_break
     await kv.put("warm", 1)
     n1.reading.clear()
     write = asyncio.create_task(kv.put("large", bytes(25 * MIB), type="bytes", timeout=30))
-    session = backend_of(kv)._leader
-    assert session is not None
-    await eventually(lambda: session._large.is_sending)
+    leader = backend_of(kv)._leader
+    assert leader is not None
+    await eventually(lambda: leader._large.is_sending)
     n1.break_streams()
     n1.reading.set()
     await write
@@ -183,9 +207,9 @@ async def test_a_leader_that_takes_no_more_parts_is_looked_for_elsewhere(
     await kv.put("warm", 1)
     n1.reading.clear()
     write = asyncio.create_task(kv.put("large", bytes(25 * MIB), type="bytes", timeout=30))
-    session = backend_of(kv)._leader
-    assert session is not None
-    await eventually(lambda: session._large.is_sending)
+    leader = backend_of(kv)._leader
+    assert leader is not None
+    await eventually(lambda: leader._large.is_sending)
     for node in (n2, n3):
         node.follow(n2, term=2)
     await write

@@ -186,31 +186,6 @@ async def test_a_follower_answers_stale_reads_when_the_leader_is_gone(
         await until(is_fresh)
 
 
-async def test_a_suspended_leader_never_answers_from_a_lease_of_its_past(
-    three_nodes: LocalCluster, kv: KV
-) -> None:
-    """Its ticks have stood still with it, and its clock has not."""
-    await kv.put(KEY, "old")
-    name = await three_nodes.leader()
-    lease = kv_pb2.GetRequest(key=KEY, consistency=kv_pb2.LEASE)
-    async with WireClient(three_nodes.node(name).address) as client:
-        session = client.session()
-        await session.read()
-        await client.kv(lease)  # gives it a lease
-        three_nodes.pause(name)
-        await write_through_the_others(three_nodes, name, "new")
-        calls = [kv_pb2.Call(id=number, get=lease) for number in range(READS)]
-        await session.write(kv_pb2.SessionRequest(calls=calls))
-        await asyncio.sleep(0.1)  # on the way to its sockets
-        three_nodes.resume(name)
-        await session.done_writing()
-        replies = [reply async for response in rest_of(session) for reply in response.replies]
-    assert len(replies) == READS
-    for reply in replies:
-        error = from_status(reply.error) if reply.HasField("error") else None
-        assert isinstance(error, NotLeader | NoLeader) or reply.get.record.value == b'"new"'
-
-
 class NodesBehindLinks:
     """Three nodes that reach one another, and are known, by links only; listening behind them."""
 
@@ -304,6 +279,30 @@ async def test_a_leader_that_wakes_up_cut_off_answers_nothing(tmp_path: Path) ->
                 nodes.links[name].heal()
 
                 await until(lambda: reads(client, new.encode()))  # noqa: B023 - awaited
+
+
+async def test_a_leader_that_wakes_up_cut_off_has_no_lease_of_its_past(tmp_path: Path) -> None:
+    """Its ticks have stood still with it, and its clock has not."""
+    async with NodesBehindLinks(tmp_path) as nodes:
+        await nodes.put("old", among=nodes.names)
+        name = await nodes.leader(nodes.names)
+        others = [other for other in nodes.names if other != name]
+        lease = kv_pb2.GetRequest(key=KEY, consistency=kv_pb2.LEASE)
+        async with WireClient(nodes.listen[name]) as client:
+            session = client.session()
+            await session.read()
+            assert (await client.kv(lease)).record.value == b"old"  # which gives it a lease
+            nodes.signal(name, signal.SIGSTOP)
+            await nodes.links[name].cut()
+            await nodes.put("new", among=others)
+            calls = [kv_pb2.Call(id=number, get=lease) for number in range(READS)]
+            await session.write(kv_pb2.SessionRequest(calls=calls))
+            await asyncio.sleep(0.1)  # on the way to its sockets
+            nodes.signal(name, signal.SIGCONT)
+            await session.done_writing()
+            replies = [reply async for response in rest_of(session) for reply in response.replies]
+        assert {type(from_status(reply.error)) for reply in replies} == {NoLeader}
+        assert len(replies) == READS
 
 
 async def reads(client: WireClient, expected: bytes) -> bool:

@@ -66,8 +66,10 @@ async def test_few_are_read_at_a_time(arrivals: Arrivals, never: None) -> None:
 
 
 async def test_slow_ones_leave_their_places_and_are_counted(
-    arrivals: Arrivals, budget: Budget, soon: None
+    budget: Budget, soon: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(limits, "MAX_ARRIVING_REQUESTS", ROOM)
+    arrivals = Arrivals(budget)
     slow = [Caller(arrivals) for _ in range(ROOM)]
     await eventually(lambda: budget.reserved_bytes == ROOM * limits.MAX_MESSAGE_BYTES)
     many = [Caller(arrivals) for _ in range(2 * limits.MAX_ARRIVING_REQUESTS)]

@@ -280,7 +280,9 @@ async def test_the_largest_call_that_may_come_is_let_begin(stream: Stream) -> No
 async def test_more_bytes_than_announced_are_refused(stream: Stream) -> None:
     await stream.send(part=CallPart(id=1, data=b"x" * 9, total_bytes=10))
     await stream.send(part=CallPart(id=1, data=b"xx"))
-    assert type(await stream.error(1)) is InvalidArgument
+    error = await stream.error(1)
+    assert type(error) is InvalidArgument
+    assert "more than the 10 bytes it announced" in error.message
     assert stream.admission.calls.reserved_bytes == 0
 
 
@@ -355,6 +357,28 @@ async def test_one_large_reply_of_a_stream_is_in_memory_at_a_time(stream: Stream
         most = max(most, stream.admission.replies.reserved_bytes)
         await asyncio.sleep(0)
     assert LARGE <= most < 2 * LARGE
+
+
+async def test_a_message_waits_for_one_large_reply_to_be_made_at_most(
+    n1: DrivenNode, stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes a while, in which nothing else goes on."""
+    await store(stream, large=bytes(LARGE))
+    made = 0
+    read = n1.group.machine.get
+
+    def counted(key: bytes) -> Any:
+        nonlocal made
+        made += 1
+        return read(key)
+
+    monkeypatch.setattr(n1.group.machine, "get", counted)
+    stream.may_write.clear()
+    await stream.send(*(get(number, b"large") for number in range(1, 11)))
+    await eventually(lambda: made)
+    assert made == 1
+    stream.may_write.set()
+    await eventually(lambda: len(stream.replies) == 10)
 
 
 async def test_a_large_reply_that_never_gets_its_turn_is_refused(

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from kvorum_node.raft.freshness import MAX_PROMISES, Freshness
-from kvorum_node.raft.messages import HeartbeatReply
-from kvorum_node.raft.types import Index
+from kvorum_node.raft.messages import Heartbeat, HeartbeatReply
+from kvorum_node.raft.types import Index, NodeId
 from tests.support.raft_group import HEARTBEAT_TICKS, Group, Host
 from tests.support.raft_messages import append, heartbeat
 
@@ -24,6 +24,18 @@ def test_a_follower_says_what_its_clock_shows_and_the_leader_says_it_back() -> N
     group[2].raft.keep_time(900)
     group.tick(2 * HEARTBEAT_TICKS)
     assert group[2].raft.freshness.as_of == 900
+
+
+def test_the_leader_says_how_far_it_has_committed_whoever_lags() -> None:
+    host = Host()
+    host.lead_established()
+    host.raft.propose(b"x")
+    host.drain()
+    host.accept(by=[2])
+    host.drain()
+    host.tick(HEARTBEAT_TICKS)
+    said = {one.recipient: one for one in host.drain() if isinstance(one, Heartbeat)}
+    assert (said[NodeId(3)].commit, said[NodeId(3)].committed) == (1, 2)
 
 
 def test_the_reply_carries_the_clock() -> None:

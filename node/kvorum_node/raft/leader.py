@@ -108,7 +108,7 @@ def propose(raft: Raft, role: Leader, data: bytes, kind: EntryKind) -> Position:
 
 
 def read(raft: Raft, role: Leader, request: int, *, lease: bool) -> None:
-    if lease and role.established and role.reads.has_lease(raft.clock, raft.settings.lease_ticks):
+    if lease and role.reads.has_lease(raft.clock, raft.settings.lease_ticks):
         raft.reads.append(ReadState((request,), raft.log.committed))
     else:
         role.reads.add(request)
