@@ -95,20 +95,25 @@ def test_ranges_count_together(
 
 
 @pytest.mark.parametrize(
-    ("operations", "checks"),
-    [([_list(keys_only=True)], []), ([], [Check(range=ALL, version=1)])],
-    ids=["keys", "checks"],
+    ("operations", "checks", "looked_at"),
+    [
+        ([_list(keys_only=True)], [], 1),
+        ([], [Check(range=ALL, version=1)], 1),
+        ([], [Check(range=ALL, value=b"")], 11),
+    ],
+    ids=["keys", "versions", "values"],
 )
 def test_large_values_count_as_what_is_read_of_them(
     machine: Machine,
     monkeypatch: pytest.MonkeyPatch,
     operations: Sequence[Operation],
     checks: Sequence[Check],
+    looked_at: int,
 ) -> None:
     run_one(machine, put(b"k", bytes(10 * limits.RANGE_LOOK_BYTES)))
-    monkeypatch.setattr(limits, "MAX_TRANSACTION_RECORDS", 11)
+    monkeypatch.setattr(limits, "MAX_TRANSACTION_RECORDS", looked_at)
     assert not run_one(machine, *operations, checks=checks).HasField("error")
-    monkeypatch.setattr(limits, "MAX_TRANSACTION_RECORDS", 10)
+    monkeypatch.setattr(limits, "MAX_TRANSACTION_RECORDS", looked_at - 1)
     assert _is_too_large(run_one(machine, *operations, checks=checks))
 
 

@@ -53,16 +53,23 @@ def _holds_for(check: Check, working: Working, key: bytes, record: Record | None
         case "version":
             return check.version == (0 if record is None else record.version)
         case "value":
-            return record is not None and check.value == working.value(key, record)
+            return record is not None and check.value == _looked_at(working, key, record)
         case "unchanged_since" | None:
             raise AssertionError("a check of no such condition gets here")
         case unexpected:
             assert_never(unexpected)
 
 
+def _looked_at(working: Working, key: bytes, record: Record) -> bytes:
+    value = working.value(key, record)
+    if not working.look(len(value) // limits.RANGE_LOOK_BYTES):
+        raise too_many_records()
+    return value
+
+
 def _bounded(working: Working, selected: KeyRange) -> Iterator[tuple[bytes, Record]]:
     for count, found in enumerate(working.scan(*bounds(selected))):
-        if count == limits.MAX_RANGE_RECORDS or not working.look_at(found[1]):
+        if count == limits.MAX_RANGE_RECORDS or not working.look():
             raise too_many_records()
         yield found
 
@@ -109,7 +116,7 @@ def _has_expired(working: Working, start: bytes, end: bytes | None) -> bool:
         return False
     for count, (key, data) in enumerate(working.tables.data.scan(start, end)):
         record = records.read(key, data)
-        if count == limits.MAX_RANGE_RECORDS or not working.look_at(record):
+        if count == limits.MAX_RANGE_RECORDS or not working.look():
             return True
         if working.has_expired(record):
             return True

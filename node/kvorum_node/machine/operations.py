@@ -155,7 +155,7 @@ def _list(request: ListOperation, working: Working) -> OperationResult:
         if len(result.records) == maximum:
             result.more = True
             break
-        if not working.look_at(record):
+        if not working.look():
             raise too_many_records()
         result.records.append(working.found(key, record, keys_only=request.keys_only))
     return OperationResult(list=result)

@@ -11,6 +11,10 @@ A record with a time to live is absent once log time has reached its
 expire_time_ms. Log time is kept by the leaders, one after the other: it never
 runs backwards, and no other clock is asked.
 
+A call above 1 MiB is refused with OVERLOADED while the node has too many of them
+under way; on a Session it comes in parts, and is refused by the first. A unary call
+is read by the node only when there is room for it.
+
 A request may go to any node. Unary calls are forwarded to the leader; a call
 on the Session stream of another node is answered with the reason NOT_LEADER
 and the leader's address.
