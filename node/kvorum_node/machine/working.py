@@ -105,6 +105,40 @@ class Working:
         self._looked_at += count
         return self._looked_at <= limits.MAX_TRANSACTION_RECORDS
 
+    def read(self, key: bytes) -> Record | None:
+        if key in self.written:
+            return self.written[key]
+        record = self.stored(key).record
+        return None if record is None or self.has_expired(record) else record
+
+    def write(
+        self,
+        key: bytes,
+        value: bytes,
+        *,
+        current: Record | None,
+        expire_time_ms: int = 0,
+        metadata: bytes = b"",
+        index_entries: Iterable[IndexEntry] = (),
+    ) -> None:
+        """Let the key hold this; `current` is what `read` gives for it."""
+        record = Record(
+            value=value,
+            revision=self.revision,
+            created_revision=self.revision if current is None else current.created_revision,
+            version=1 if current is None else current.version + 1,
+            expire_time_ms=expire_time_ms,
+            update_time_ms=self.log_time_ms,
+            metadata=metadata,
+        )
+        if index_entries:
+            record.index_entries.extend(index_entries)
+            self.positions[key] = self.position
+        self._change(key, record)
+
+    def remove(self, key: bytes) -> None:
+        self._change(key, None)
+
     def remove_of_range(self, key: bytes, record: Record) -> bool:
         """Remove one of many; False, and nothing is removed, if that is more than may be."""
         replaced = 0 if key in self.written else len(self.stored(key).data)
