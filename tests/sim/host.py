@@ -38,6 +38,7 @@ from kvorum_node.storage.engine import Batch
 from kvorum_node.storage.raft_log import RaftLogStore
 from kvorum_node.storage.recovery import reconcile
 from kvorum_node.watches import WatchHub
+from kvorum_node.watches.cache import Cache
 from kvorumpb.v1.command_pb2 import Record
 from kvorumpb.v1.kv_pb2 import Call, Consistency, Reply
 from tests.sim.disk import Disk, DiskEngine
@@ -71,6 +72,8 @@ class Surroundings(Protocol):
     """How long revisions can be read, ..."""
     compaction_ticks: int
     """... and how often to look whether some can be forgotten."""
+
+    watch_cache_bytes: int
 
     def sends(self, host: "Host", letter: "Letter") -> None: ...
     def told(self, lag_us: int) -> None: ...
@@ -264,6 +267,7 @@ class Process:
         self.watches = WatchHub(
             self.group.machine, vouches=self._hears_leader, fail=self.driver.fail
         )
+        self.watches._cache = Cache(around.watch_cache_bytes)
         if self.group.raft.configuration.all_voters == {host.node}:
             self.group.raft.campaign()
         self._running = self.loop.create_task(self.driver.run(), name=f"{host} driver")

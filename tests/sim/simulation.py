@@ -12,7 +12,9 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from random import Random
+from unittest import mock
 
+from kvorum import limits
 from kvorum.errors import RemovedFromCluster
 from kvorum_node import wire
 from kvorum_node.machine import ContentHash
@@ -33,12 +35,15 @@ from tests.sim.oracle import Oracle
 from tests.sim.plan import Plan
 from tests.sim.scheduler import MILLISECOND, SECOND, Scheduler
 from tests.sim.streams import Streams
+from tests.sim.watchers import Watcher
 from tests.support.linearizability import Outcome as LinearizabilityOutcome
 
 ELECTION_TICKS = 10
 LIVELY_TICKS = 300
 NOTICED_TICKS = 100
 """How long a process may go on with a disk that has failed where nothing is promised."""
+TOLD_TICKS = 1000
+"""How long it takes until all watchers have come to a node that is alive, and are told."""
 SETTLED = 0.1
 """The part of the runs in which the end of everything that is under way is waited for, ..."""
 SETTLED_TICKS = 3 * ELECTION_TICKS + max(PATIENCE_TICKS)
@@ -52,6 +57,13 @@ WALL_CLOCKS = frozenset({"wall clock"})
 """... and those by which a node that restarts is mistaken about the time for which it was down."""
 OFFSETS = (5, 1_000, 60_000, 10 * 60_000)
 """By how many milliseconds wall clocks differ from the beginning."""
+SMALL_LIMITS = {
+    "MAX_WATCH_PENDING_REVISIONS": 4,
+    "MAX_WATCH_SCAN_EVENTS": 3,
+    "MAX_WATCH_MESSAGE_BYTES": 80,
+    "MAX_WATCH_PART_BYTES": 50,
+}
+"""As runs are short: what is to meet its bound has to meet it soon."""
 RECENT = 60
 """How much of the trace a failure shows."""
 
@@ -100,6 +112,7 @@ class Simulation:
         size = random.choice((1, 3, 3, 3, 3, 3, 5, 5, 5))
         self.tick_us = random.choice((10, 20, 20, 50)) * MILLISECOND
         self.history_seconds = random.choice((10, 50, 200, 100_000)) * self.tick_us / SECOND
+        self.watch_cache_bytes = random.choice((0, 2_000, 1 << 20))
         self.compaction_ticks = random.choice((5, 20))
         self.log_max_bytes = random.choice((300, 1000, 5000, 1 << 30))
         self.log_max_entries = random.choice((3, 10, 30, 1_000_000))
@@ -156,6 +169,19 @@ class Simulation:
             )
             for number in range(1, clients + 1)
         ]
+        self.watchers = [
+            Watcher(
+                number,
+                scheduler=self.scheduler,
+                network=self.network,
+                hosts=self.hosts,
+                oracle=self.oracle,
+                random=plan.random(f"watcher {number}"),
+                tick_us=self.tick_us,
+                note=self.note,
+            )
+            for number in range(1, 1 + random.choice((0, 1, 2)))
+        ]
         self.operators = Operators(self)
         left_out = random.choice((frozenset[str](), UNSTEADY, UNSTEADY | WALL_CLOCKS))
         planned = (fault for fault in plan.faults() if fault.kind not in left_out)
@@ -166,7 +192,8 @@ class Simulation:
     def run(self) -> Outcome:
         """Both phases. Raises Violation."""
         try:
-            return self._run()
+            with mock.patch.multiple(limits, **SMALL_LIMITS):
+                return self._run()
         finally:
             for host in self.hosts.values():
                 host.crash()
@@ -185,6 +212,8 @@ class Simulation:
         self.counts.update({f"network {kind}": n for kind, n in self.network.counts.items()})
         for client in self.clients:
             self.counts.update({f"client {kind}": n for kind, n in client.counts.items()})
+        for watcher in self.watchers:
+            self.counts.update({f"watcher {kind}": n for kind, n in watcher.counts.items()})
         self.counts.update({f"snapshot {kind}": n for kind, n in self.streams.counts.items()})
         self.counts.update({f"change {kind}": n for kind, n in self.operators.counts.items()})
         self.counts["terms"] = len(self.inspector.one_leader.leaders)
@@ -237,6 +266,7 @@ class Simulation:
                     client.active = False
                 if self._converged(dead):
                     self._compare_contents(dead)
+                    self._prove_told()
                     ticks = (self.scheduler.now_us - began_us) // self.tick_us
                     if random.random() < SETTLED:
                         self._prove_settled(dead)
@@ -244,6 +274,17 @@ class Simulation:
         self.failed(f"liveness: no progress within {LIVELY_TICKS} ticks: {self._describe()}")
         self._step()
         raise AssertionError("a step raises what was reported")
+
+    def _prove_told(self) -> None:
+        """Wait until all watchers have heard of everything; some are at nodes that are dead."""
+        for watcher in self.watchers:
+            watcher.hurry()
+        revision = self.oracle.revision
+        until_us = self.scheduler.now_us + TOLD_TICKS * self.tick_us
+        while any((one.heard.through or 0) < revision for one in self.watchers):
+            if self.scheduler.now_us > until_us:
+                self.failed(f"watch: somebody is not told of {revision}: {self._describe()}")
+            self._step()
 
     def _prove_settled(self, dead: frozenset[NodeId]) -> None:
         """Once nobody asks any more, nobody waits for an answer, and no snapshot is on its way."""
