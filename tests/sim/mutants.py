@@ -26,6 +26,10 @@ from typing import Any, Final
 
 from kvorum_node.driver import Driver
 from kvorum_node.group import Group
+from kvorum_node.log_clock import LogClock
+from kvorum_node.machine import Machine, commit
+from kvorum_node.machine.clients import Clients
+from kvorum_node.machine.execution import Execution
 from kvorum_node.raft import candidate, follower, leader, membership, quorum
 from kvorum_node.raft.candidate import Candidate
 from kvorum_node.raft.configuration import Change, Configuration, ImpossibleChange
@@ -41,9 +45,14 @@ from kvorum_node.raft.messages import (
 )
 from kvorum_node.raft.quorum import VoteResult
 from kvorum_node.raft.types import ChangeRefused, Entry, HardState, Index, NodeId
+from kvorum_node.services.dispatch import Dispatcher
 from kvorum_node.snapshots import Header, Snapshots
 from kvorum_node.storage.engine import Batch
 from kvorum_node.storage.raft_log import RaftLogStore
+from kvorum_node.watches import hub
+from kvorum_node.watches.hub import WatchHub
+from kvorum_node.watches.watch import Watch
+from tests.sim import without_guards
 from tests.sim.plan import Plan
 from tests.sim.simulation import Simulation, Violation
 
@@ -416,6 +425,97 @@ MUTANTS: Final = (
         Group,
         "_abandon",
         _refuse_what_is_in_doubt,
+    ),
+    Mutant(
+        "apply-a-retry",
+        "a write that comes again is not run again",
+        Clients,
+        "recall",
+        without_guards.recall_nothing,
+    ),
+    Mutant(
+        "run-what-was-acknowledged",
+        "a late copy of a write is refused for ever",
+        Clients,
+        "recall",
+        without_guards.run_what_was_acknowledged,
+    ),
+    Mutant(
+        "install-without-clients",
+        "a snapshot brings what clients were answered",
+        Machine,
+        "install",
+        without_guards.install_without_clients,
+    ),
+    Mutant(
+        "sweep-what-the-proposer-has-seen",
+        "what has expired is decided by the log time of the sweep",
+        Execution,
+        "_sweep",
+        without_guards.sweep_what_the_proposer_has_seen,
+    ),
+    Mutant(
+        "keep-the-first-expiry",
+        "a record expires when it was last said to",
+        commit,
+        "_schedule",
+        without_guards.keep_the_first_expiry,
+    ),
+    Mutant(
+        "lead-by-the-wall-clock",
+        "who takes over goes on with the time of the leader before",
+        LogClock,
+        "now_ms",
+        without_guards.lead_by_the_wall_clock,
+    ),
+    Mutant(
+        "answer-before-the-time",
+        "a read that finds something expired waits for the time in the log",
+        Machine,
+        "has_expiring",
+        without_guards.never,
+    ),
+    Mutant(
+        "hide-by-the-own-clock",
+        "only log time hides a record",
+        Dispatcher,
+        "_get",
+        without_guards.hide_by_the_own_clock,
+    ),
+    Mutant(
+        "compact-one-more",
+        "the oldest revision can be read, and what follows it watched",
+        Execution,
+        "_compact",
+        without_guards.compact_one_more,
+    ),
+    Mutant(
+        "skip-what-a-snapshot-brings",
+        "watches are led through what a snapshot has brought",
+        WatchHub,
+        "_skip",
+        without_guards.skip_nothing,
+    ),
+    Mutant(
+        "tell-in-pieces",
+        "a part of a revision is told as such",
+        hub,
+        "tell",
+        without_guards.tell_in_pieces,
+    ),
+    Mutant(
+        "catch-up-from-the-newest",
+        "a watch goes on where it was on another node",
+        WatchHub,
+        "_admit",
+        without_guards.catch_up_from_the_newest,
+    ),
+    Mutant(
+        "drop-what-has-no-room",
+        "a watch that may note no more is led through history",
+        Watch,
+        "note",
+        without_guards.note_but_the_last,
     ),
 )
 

@@ -365,19 +365,13 @@ def _places(request: ListRequest, cells: Cells) -> list[tuple[bytes, bytes]]:
     """Where the records of a selection are, in its order: a value of the index, and the key."""
     if request.HasField("index"):
         selected = request.index
-        has_value: Callable[[bytes], bool] = lambda value: True
-        match selected.WhichOneof("values"):
-            case "value":
-                has_value = selected.value.__eq__
-            case "prefix":
-                has_value = lambda value: value.startswith(selected.prefix)
-            case "range":
-                has_value = within(selected.range)
+        values = selected.range  # all of them, if it does not say which
+        has_value = selected.value.__eq__ if selected.HasField("value") else within(values)
         places: Iterable[tuple[bytes, bytes]] = (
             (value, key)
             for key, cell in cells.items()
             for index, value, _ in cell.entries
-            if index == selected.index and has_value(value)
+            if index == selected.index and has_value(value) and value.startswith(selected.prefix)
         )
     else:
         chosen = request.range if request.HasField("range") else KeyRange(start=request.prefix)
