@@ -78,6 +78,16 @@ def test_it_is_not_behind_what_was_applied() -> None:
     assert clock.now_ms(leads=True) == NOW + 5
 
 
+def test_the_first_entry_does_not_turn_back_the_leader_that_has_stamped_it() -> None:
+    machine = Machine()
+    clock = machine.clock()
+    stamped = clock.now_ms(leads=True)
+    machine.wait(40)
+    clock.observe(stamped, own=True)
+    assert clock.now_ms(leads=True) == NOW + 40
+    assert clock.reading() is not None
+
+
 def test_old_entries_that_are_applied_again_do_not_turn_it_back() -> None:
     node = Machine()
     clock = node.clock(stored=ClockReading(NOW, NOW - HOUR))

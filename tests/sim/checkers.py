@@ -354,8 +354,8 @@ class LogTime:
         ahead_us = offset_us - base_us
         if not -slew_us - self._lag_us * (entry.term - term) <= ahead_us <= slew_us + self._lag_us:
             self._report(
-                f"log time: {entry} is stamped {ahead_us} us ahead of the time that has passed since"
-                f" the first entry; {self._lag_us} us is what a leader's word took at most"
+                f"log time: {entry} is stamped {ahead_us} us ahead of the time that has passed"
+                f" since the first entry; {self._lag_us} us is what a leader's word took at most"
             )
 
 

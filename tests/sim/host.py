@@ -411,10 +411,12 @@ class Process:
         del group
         if self.dead:
             return
-        host, group = self.host, self.group
+        host = self.host
         for message in messages:
-            beats = isinstance(message, Heartbeat | HeartbeatReply) and group.leads
-            letter = Letter(message, group.now_ms() if beats else 0, host.around.scheduler.now_us)
+            beats = isinstance(message, Heartbeat | HeartbeatReply) and self.group.leads
+            letter = Letter(
+                message, self.group.now_ms() if beats else 0, host.around.scheduler.now_us
+            )
             host.around.sends(host, letter)
 
     def take(self, letter: Letter) -> None:

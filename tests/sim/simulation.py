@@ -9,7 +9,8 @@ A run ends with an Outcome, or raises Violation with all that is needed to repea
 """
 
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from random import Random
 from unittest import mock
@@ -99,6 +100,14 @@ class Outcome:
     """How long the healed cluster took."""
 
 
+@contextmanager
+def small_limits() -> Iterator[None]:
+    with ExitStack() as patches:
+        for name, value in SMALL_LIMITS.items():
+            patches.enter_context(mock.patch.object(limits, name, value))
+        yield
+
+
 class Simulation:
     def __init__(self, plan: Plan, *, keep_trace: bool = False) -> None:
         self.plan = plan
@@ -131,13 +140,7 @@ class Simulation:
         self.founders = Configuration.of(
             {NodeId(node): address_of(NodeId(node)) for node in range(1, size + 1)}
         )
-        self.network = Network(self.scheduler, plan.random("network"))
-        self.network.mean_delay_us = int(random.choice((0.01, 0.05, 0.3, 1.0)) * self.tick_us)
-        self.network.late_us = 20 * self.tick_us
-        self.network.ordered = random.random() < 0.5
-        self.network.loss = random.choice((0.0, 0.0, 0.01, 0.05))
-        self.network.duplication = random.choice((0.0, 0.0, 0.01, 0.05))
-        self.network.late = random.choice((0.0, 0.0, 0.01, 0.05))
+        self.network = self._draw_network(random)
         self.oracle = Oracle(self.failed)
         self.inspector = Inspector(
             self.failed, self.oracle, self.founders, now_us=lambda: self.scheduler.now_us
@@ -151,48 +154,64 @@ class Simulation:
         for node in sorted(self.founders.members):
             self._add_host(node)
         self._searched = plan.random("history").random() < SEARCHED
-        clients = random.choice((3, 4, 6))
+        self.clients = self._draw_clients(random)
+        self.watchers = self._draw_watchers(random)
+        self.operators = Operators(self)
+        left_out = random.choice((frozenset[str](), UNSTEADY, UNSTEADY | WALL_CLOCKS))
+        planned = (fault for fault in plan.faults() if fault.kind not in left_out)
+        self.faults = Faults(self, self.operators, planned)
+
+    def _draw_network(self, random: Random) -> Network:
+        network = Network(self.scheduler, self.plan.random("network"))
+        network.mean_delay_us = int(random.choice((0.01, 0.05, 0.3, 1.0)) * self.tick_us)
+        network.late_us = 20 * self.tick_us
+        network.ordered = random.random() < 0.5
+        network.loss = random.choice((0.0, 0.0, 0.01, 0.05))
+        network.duplication = random.choice((0.0, 0.0, 0.01, 0.05))
+        network.late = random.choice((0.0, 0.0, 0.01, 0.05))
+        return network
+
+    def _draw_clients(self, random: Random) -> list[Client]:
+        count = random.choice((3, 4, 6))
         think_us = int(random.choice((0.2, 1, 3)) * self.tick_us)
-        self.clients = [
+        return [
             Client(
                 number,
                 scheduler=self.scheduler,
                 network=self.network,
                 hosts=self.hosts,
                 oracle=self.oracle,
-                random=plan.random(f"client {number}"),
+                random=self.plan.random(f"client {number}"),
                 think_us=think_us,
                 tick_us=self.tick_us,
                 plain=self._searched,
                 history=self.history,
                 note=self.note,
             )
-            for number in range(1, clients + 1)
+            for number in range(1, count + 1)
         ]
-        self.watchers = [
+
+    def _draw_watchers(self, random: Random) -> list[Watcher]:
+        return [
             Watcher(
                 number,
                 scheduler=self.scheduler,
                 network=self.network,
                 hosts=self.hosts,
                 oracle=self.oracle,
-                random=plan.random(f"watcher {number}"),
+                random=self.plan.random(f"watcher {number}"),
                 tick_us=self.tick_us,
                 note=self.note,
             )
             for number in range(1, 1 + random.choice((0, 1, 2)))
         ]
-        self.operators = Operators(self)
-        left_out = random.choice((frozenset[str](), UNSTEADY, UNSTEADY | WALL_CLOCKS))
-        planned = (fault for fault in plan.faults() if fault.kind not in left_out)
-        self.faults = Faults(self, self.operators, planned)
 
     # The two phases.
 
     def run(self) -> Outcome:
         """Both phases. Raises Violation."""
         try:
-            with mock.patch.multiple(limits, **SMALL_LIMITS):
+            with small_limits():
                 return self._run()
         finally:
             for host in self.hosts.values():

@@ -6,10 +6,12 @@ from kvorum_node.raft.types import Entry, EntryKind, HardState, Index, NodeId, T
 from tests.sim.checkers import (
     CommittedIsForever,
     LogMatching,
+    LogTime,
     MembersOfTheLog,
     OneChangeAtATime,
     OneLeaderATerm,
     OneVoteATerm,
+    OnTime,
     Promises,
     SameState,
     StateDigest,
@@ -230,3 +232,50 @@ def test_a_digest_knows_what_is_there_and_not_how_it_came() -> None:
     assert digest.value == StateDigest.of({b"a": b"3"}).value
     assert digest.value != StateDigest.of({b"a": b"1"}).value
     assert digest.value != StateDigest.of({b"a": b"3", b"b": b"2"}).value
+
+
+class TestLogTime:
+    @pytest.fixture
+    def begun(self, reports: list[str]) -> LogTime:
+        """The first entry is stamped 1000 ms at 0 s."""
+        checker = LogTime(reports.append)
+        checker.begins(-1)
+        checker.commits(entry(1, 1), 0, 1_000)
+        return checker
+
+    def test_goes_on_as_time_does(self, begun: LogTime, reports: list[str]) -> None:
+        begun.commits(entry(2, 1), 1_000_000, 2_001)
+        begun.told(50_000)
+        begun.commits(entry(3, 2), 2_000_000, 2_951)
+        assert reports == []
+        assert (begun.checked, begun.takeovers) == (2, 1)
+
+    @pytest.mark.parametrize("log_time_ms", [1_900, 2_100])
+    def test_a_leader_whose_time_jumps(
+        self, begun: LogTime, reports: list[str], log_time_ms: int
+    ) -> None:
+        begun.commits(entry(2, 1), 1_000_000, log_time_ms)
+        assert reports[0].startswith("log time: its leader stamps 2@1")
+
+    @pytest.mark.parametrize("log_time_ms", [1_900, 2_100])
+    def test_a_takeover_by_another_clock(
+        self, begun: LogTime, reports: list[str], log_time_ms: int
+    ) -> None:
+        begun.commits(entry(2, 2), 1_000_000, log_time_ms)
+        assert len(reports) == 1
+        assert reports[0].startswith("log time: 2@2 is stamped")
+
+    def test_a_clock_that_is_known_to_count_wrong(self, begun: LogTime, reports: list[str]) -> None:
+        begun.unsteady()
+        begun.commits(entry(2, 1), 1_000_000, 9_000)
+        assert reports == []
+
+
+def test_what_has_expired_by_the_leaders_clock(reports: list[str]) -> None:
+    checker = OnTime(reports.append)
+    checker.reads(NodeId(1), b"a", 0, 100)
+    checker.reads(NodeId(1), b"a", 100, 100)
+    assert reports == []
+    checker.reads(NodeId(1), b"a", 99, 100)
+    assert len(reports) == 1
+    assert reports[0].startswith("on time: n1 was asked at 100")

@@ -14,9 +14,8 @@ from kvorum_node.raft.types import Index
 from kvorum_node.services.dispatch import Dispatcher
 from kvorum_node.storage import layout
 from kvorum_node.storage.layout import ExpiryKind
-from kvorum_node.watches import hub
 from kvorum_node.watches.hub import WatchHub
-from kvorum_node.watches.telling import Told
+from kvorum_node.watches.telling import Told, tell
 from kvorum_node.watches.watch import Watch
 from kvorumpb.v1.command_pb2 import Compaction, OperationError, Sweep, TransactionResult
 from kvorumpb.v1.kv_pb2 import GetRequest, GetResponse
@@ -138,7 +137,7 @@ def tell_in_pieces(watch: Watch, machine: Machine, cache: Any) -> Told:
     return told
 
 
-_tell = hub.tell
+_tell = tell
 
 
 def catch_up_from_the_newest(watches: WatchHub, watch: Watch) -> None:
