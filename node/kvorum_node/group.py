@@ -284,7 +284,7 @@ class Group:
         self.machine.install(last.index)
         self.logger.info("goes on from the snapshot at %s", last)
         proposals = self._waiters.proposals
-        self._observe_log_time(own=False)
+        self._observe_log_time()
         for index in [index for index in proposals if index <= last.index]:
             _in_doubt(proposals.pop(index), "the state of another node was taken over")
         self._refuse_replaced(last.term)
@@ -294,8 +294,7 @@ class Group:
         if ready.committed:
             proposals = self._waiters.proposals
             results = self.machine.apply(ready.committed, wanted=proposals.keys())
-            own = self.leads and ready.committed[0].term == self.raft.term
-            self._observe_log_time(own=own)
+            self._observe_log_time()
             for entry, outcome in zip(ready.committed, results, strict=True):
                 proposal = proposals.get(entry.index)
                 if proposal is not None and proposal.term == entry.term:
@@ -472,9 +471,9 @@ class Group:
                 if not confirmed.timed:
                     confirmed.index, confirmed.timed = index, True
 
-    def _observe_log_time(self, *, own: bool) -> None:
+    def _observe_log_time(self) -> None:
         if self.machine.log_time_ms:
-            self.clock.observe(self.machine.log_time_ms, own=own)
+            self.clock.observe(self.machine.log_time_ms)
 
     def _answer_reads(self, confirmed: Sequence[ReadState]) -> None:
         waiters = self._waiters

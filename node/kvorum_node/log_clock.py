@@ -61,6 +61,8 @@ class LogClock:
             now_ms = stored.log_time_ms + max(0, now_ms - stored.wall_ms)
         self._time_ns = max(now_ms, applied_ms) * _NS
         self._at_ns = steady_ns()
+        self._led_since_ms: int | None = None
+        """What log time was when this node decided it for the first time."""
 
     def now_ms(self, *, leads: bool) -> int:
         """What log time is now; `leads` says whether this node has decided it since the last call.
@@ -70,20 +72,19 @@ class LogClock:
         at_ns = self._steady_ns()
         time_ns = self._reached_ns(at_ns)
         if leads:
+            if self._led_since_ms is None:
+                self._led_since_ms = time_ns // _NS
             most = (time_ns - self._time_ns) // SLEW
             time_ns += min(most, max(-most, self._wall_ms() * _NS - time_ns))
         self._time_ns, self._at_ns = time_ns, at_ns
         return time_ns // _NS
 
-    def observe(self, log_time_ms: int, *, own: bool = False) -> None:
-        """An entry with this time was applied: it is as late as that now, at least.
-
-        Args:
-            own: this node leads, and has stamped it.
-        """
-        # Before anything is known, this is better than a wall clock that may be anywhere: but
-        # not than the one by which the entry was stamped, or else a leader's time would go back.
-        unknown = not self._known and not own
+    def observe(self, log_time_ms: int) -> None:
+        """An entry with this time was applied: it is as late as that now, at least."""
+        # Before anything is known, this is better than a wall clock that may be anywhere: but not
+        # than the one by which the entry was stamped. A leader's time would go back, by as long
+        # as it has waited for a majority.
+        unknown = not self._known and not self._has_stamped(log_time_ms)
         if unknown or log_time_ms * _NS > self._reached_ns(self._steady_ns()):
             self._set(log_time_ms)
         self._known = True
@@ -97,6 +98,10 @@ class LogClock:
         if not self._known:
             return None
         return ClockReading(self._reached_ns(self._steady_ns()) // _NS, self._wall_ms())
+
+    def _has_stamped(self, log_time_ms: int) -> bool:
+        """Whether the time is one at which this node has decided, before anything was known."""
+        return self._led_since_ms is not None and log_time_ms >= self._led_since_ms
 
     def _reached_ns(self, at_ns: int) -> int:
         return self._time_ns + max(0, at_ns - self._at_ns)

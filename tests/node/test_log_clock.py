@@ -83,9 +83,20 @@ def test_the_first_entry_does_not_turn_back_the_leader_that_has_stamped_it() -> 
     clock = machine.clock()
     stamped = clock.now_ms(leads=True)
     machine.wait(40)
-    clock.observe(stamped, own=True)
+    clock.observe(stamped)
     assert clock.now_ms(leads=True) == NOW + 40
     assert clock.reading() is not None
+
+
+def test_who_has_led_by_a_wrong_clock_and_has_committed_nothing_takes_over_what_others_have() -> (
+    None
+):
+    machine = Machine(10 * MINUTE)
+    clock = machine.clock()
+    clock.now_ms(leads=True)
+    machine.wait(40)
+    clock.observe(NOW)
+    assert clock.now_ms(leads=True) == NOW
 
 
 def test_old_entries_that_are_applied_again_do_not_turn_it_back() -> None:

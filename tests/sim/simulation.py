@@ -285,8 +285,8 @@ class Simulation:
                     client.active = False
                 if self._converged(dead):
                     self._compare_contents(dead)
-                    self._prove_told()
                     ticks = (self.scheduler.now_us - began_us) // self.tick_us
+                    self._prove_told()
                     if random.random() < SETTLED:
                         self._prove_settled(dead)
                     return ticks
