@@ -10,16 +10,28 @@ from tests.sim.plan import Plan
 from tests.sim.simulation import Simulation
 
 SOON = {
+    "answer-before-the-time",
     "any-log-wins",
+    "apply-a-retry",
+    "catch-up-from-the-newest",
     "change-before-the-last-one",
     "commit-by-counting",
     "commit-without-own-sync",
+    "compact-one-more",
+    "drop-what-has-no-room",
     "forget-the-vote",
+    "install-without-clients",
+    "keep-the-first-expiry",
     "keep-truncated-configurations",
+    "lead-by-the-wall-clock",
     "learners-count",
     "leave-at-once",
     "promise-before-the-sync",
     "refuse-what-is-in-doubt",
+    "run-what-was-acknowledged",
+    "skip-what-a-snapshot-brings",
+    "sweep-what-the-proposer-has-seen",
+    "tell-in-pieces",
     "vote-twice",
 }
 

@@ -55,6 +55,17 @@ def test_the_runs_are_worth_something() -> None:
     assert counts["removed"] > 3
     assert counts["history linearizable"] > 0
     assert counts["settled"] > 3
+    assert counts["client sent again"] > 5 * runs
+    assert counts["client answered again"] > runs / 2
+    assert counts["client ResultForgotten"] > 3
+    assert counts["client ClientForgotten"] > 3
+    assert counts["client Compacted"] > 3
+    assert counts["log times compared"] > 10 * runs
+    assert counts["log times compared at takeovers"] > 10
+    assert counts["watcher changes"] > 10 * runs
+    assert counts["watcher parts"] > runs / 2
+    assert counts["watcher moved"] > 10
+    assert counts["watcher Compacted"] > 3
 
 
 def test_faults_that_are_left_out_do_not_happen() -> None:
