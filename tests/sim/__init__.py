@@ -35,9 +35,9 @@ what they had not synced, pause, burn; links lose, delay, repeat and reorder; pa
 come and go, in one direction or both; disks are slow or fail; clocks run wild; leadership
 is handed over and members are changed, while logs are cut so early that snapshots are sent all
 the time. Wall clocks are minutes apart from the beginning, and are set; history is forgotten
-after seconds. The checkers look after every event. In the second phase the faults end for a majority
-(the others stay dead, cut off or deaf), which has to elect a leader, commit a write and agree
-on every record within `simulation.LIVELY_TICKS`; then every watcher has to hear of all of it.
+after seconds. The checkers look after every event. In the second phase the faults end for a
+majority (the others stay dead, cut off or deaf), which has to elect a leader, commit a write and
+agree on every record within `simulation.LIVELY_TICKS`; then every watcher has to hear all of it.
 
 What is promised of the data model, and how it is seen:
 
@@ -60,6 +60,7 @@ What is promised of the data model, and how it is seen:
 When a run fails, the plan is made smaller as long as the same rule still breaks, and one command is
 printed that repeats it. To follow it, add --trace.
 
-What is left out: clients that are forgotten for others (tests/machine), gRPC and its connections (tests/node), RocksDB and torn batches (tests/storage),
-processes and kernels (tests/e2e). A disk that lies about a sync cannot be survived: there is none.
+What is left out: clients that are forgotten for others (tests/machine), gRPC and its connections
+(tests/node), RocksDB and torn batches (tests/storage), processes and kernels (tests/e2e). A disk
+that lies about a sync cannot be survived: there is none.
 """
