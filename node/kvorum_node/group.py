@@ -387,7 +387,7 @@ class Group:
     def follow_clock(self, leader: NodeId, log_time_ms: int) -> None:
         """A node that leads says what log time is by its clock."""
         if leader == self.raft.leader != self.raft.node:
-            self.clock.follow(max(log_time_ms, self.machine.log_time_ms))
+            self.clock.follow(max(log_time_ms, self.machine.log_time_ms), term=self.raft.term)
 
     @property
     def leads(self) -> bool:

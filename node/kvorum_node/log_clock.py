@@ -5,9 +5,10 @@ what comes after that: what log time is now, as far as this node knows.
 
     leads       it goes on at the rate of the node's steady clock, slewed towards its wall
                 clock by at most 1/2000 of what has passed, as adjtime(3) does
-    follows     what the leader has last said of its own (`follow`), and from there on at the
+    follows     what the leader says of its own (`follow`), and from there on at the
                 rate of the steady clock: so whoever takes over goes on where the old leader
-                was, whatever its wall clock says
+                was, whatever its wall clock says. What was longest on its way says least:
+                of what one leader says, the message that was quickest counts
     restarts    what it was when it was last stored, and how much the node's own wall clock has
                 moved since: a constant error of that clock does not matter, and the time for
                 which the node was down counts. If the clock has gone backwards, none has passed
@@ -15,8 +16,8 @@ what comes after that: what log time is now, as far as this node knows.
 It is never behind what is applied (`observe`). A cluster's first time is the wall clock of
 its first leader.
 
-How exact that is: a takeover moves log time by no more than the way of the last message
-of the old leader, some milliseconds, and the difference of two steady clocks since. A
+How exact that is: a takeover moves log time by no more than the way of the quickest of the
+old leader's messages, some milliseconds, and the difference of two steady clocks since. A
 restart adds what the wall clock was set by meanwhile. Where the leader's wall clock is
 off by a minute, log time follows it within 33 hours.
 
@@ -30,6 +31,10 @@ from kvorum_node.storage.layout import ClockReading
 
 SLEW: Final = 2000
 """One part in so many of the time that has passed may be added or left out."""
+
+_DOUBT: Final = SLEW // 2
+"""One part in so many is how far the time of a leader may fall behind what it has said: it
+slews, and no two steady clocks have the same rate."""
 
 _NS: Final = 1_000_000
 """In a millisecond. Inside, all is in nanoseconds: a slew of single milliseconds is not lost."""
@@ -63,6 +68,9 @@ class LogClock:
         self._at_ns = steady_ns()
         self._led_since_ms: int | None = None
         """What log time was when this node decided it for the first time."""
+        self._term: int | None = None
+        """Of the leader that has been heard last, at this time of the steady clock:"""
+        self._heard_ns = 0
 
     def now_ms(self, *, leads: bool) -> int:
         """What log time is now; `leads` says whether this node has decided it since the last call.
@@ -89,9 +97,20 @@ class LogClock:
             self._set(log_time_ms)
         self._known = True
 
-    def follow(self, log_time_ms: int) -> None:
-        """The leader says what its own log time is. It is not behind what it has committed."""
-        self._set(log_time_ms)
+    def follow(self, log_time_ms: int, *, term: int) -> None:
+        """The leader of the term says what its own log time was when it sent this.
+
+        Where packets are lost, that may be seconds ago: it would take the time back, and who
+        takes over would let everything live for so much longer.
+        """
+        at_ns = self._steady_ns()
+        time_ns = log_time_ms * _NS
+        if term == self._term:
+            doubt_ns = max(0, at_ns - self._heard_ns) // _DOUBT
+            time_ns = max(time_ns, self._reached_ns(at_ns) - doubt_ns)
+        self._term, self._heard_ns = term, at_ns
+        self._known = True
+        self._time_ns, self._at_ns = time_ns, at_ns
 
     def reading(self) -> ClockReading | None:
         """What to store for the next start; None as long as nothing is known but the wall clock."""

@@ -209,10 +209,10 @@ async def test_the_clock_is_stored_and_flushed_once_it_is_news() -> None:
             assert machine.clock == ClockReading(n1.clock_ms, n1.clock_ms)
             n1.clock_ms += HOUR_MS
             assert not housekeeper.store_clock(), "both have moved on"
-            n1.group.clock.follow(n1.clock_ms + 100)
+            n1.group.clock.follow(n1.clock_ms + 100, term=1)
             assert not housekeeper.store_clock(drift_ms=100)
             assert housekeeper.store_clock(), "at a stop, it is exact"
-            n1.group.clock.follow(n1.clock_ms + 201)
+            n1.group.clock.follow(n1.clock_ms + 201, term=1)
             assert housekeeper.store_clock(drift_ms=100)
             assert machine.clock == ClockReading(n1.clock_ms + 201, n1.clock_ms)
 
@@ -220,7 +220,7 @@ async def test_the_clock_is_stored_and_flushed_once_it_is_news() -> None:
 async def test_over_a_restart_the_time_it_was_down_counts() -> None:
     storage = Storage.memory(Identity("test", NodeId(1)))
     async with DrivenNode(voters=1, storage=storage) as n1:
-        n1.group.clock.follow(50_000)  # far from the wall clock
+        n1.group.clock.follow(50_000, term=2)  # far from the wall clock
         await n1.submit(put_for(b"t", 10_000))
         Housekeeper(n1.group, history_seconds=3600, flush=no_flush).store_clock()
     async with DrivenNode(voters=1, storage=storage, clock_ms=10_999) as n1:

@@ -65,9 +65,44 @@ def test_what_the_leader_says_replaces_what_was_guessed() -> None:
     node = Machine(HOUR)
     clock = node.clock(stored=ClockReading(NOW, NOW))
     assert clock.now_ms(leads=False) == NOW + HOUR
-    clock.follow(NOW + 3)
+    clock.follow(NOW + 3, term=1)
     node.wait(10)
     assert clock.now_ms(leads=False) == NOW + 13
+
+
+def test_a_message_of_the_leader_that_was_long_on_its_way_does_not_take_it_back() -> None:
+    node = Machine()
+    clock = node.clock()
+    clock.follow(NOW - 400, term=3)  # nothing is known yet but this, and it is late, too
+    node.wait(100)
+    clock.follow(NOW + 100, term=3)
+    for _ in range(8):
+        node.wait(1000)
+        clock.follow(NOW + 100, term=3)  # packets are lost, and sent again
+    assert NOW + 8080 <= clock.now_ms(leads=False) <= NOW + 8100
+
+
+def test_another_leader_may_take_it_back() -> None:
+    """What that one says is log time, though this node has heard better."""
+    node = Machine()
+    clock = node.clock()
+    clock.follow(NOW, term=3)
+    node.wait(1000)
+    clock.follow(NOW + 400, term=4)
+    assert clock.now_ms(leads=False) == NOW + 400
+
+
+@pytest.mark.parametrize("rate", [1 - 1 / SLEW, 1 + 1 / SLEW])
+def test_it_keeps_up_with_a_leader_that_slews(rate: float) -> None:
+    node = Machine()
+    clock = node.clock()
+    clock.follow(NOW, term=3)
+    for second in range(1, 3601):
+        node.wait(900)
+        clock.now_ms(leads=False)  # at every tick
+        node.wait(100)
+        clock.follow(round(NOW + second * 1000 * rate), term=3)
+    assert abs(clock.now_ms(leads=False) - (NOW + 3_600_000 * rate)) <= 2
 
 
 def test_it_is_not_behind_what_was_applied() -> None:
@@ -110,7 +145,7 @@ def test_old_entries_that_are_applied_again_do_not_turn_it_back() -> None:
 def test_over_a_restart_time_goes_on_by_what_the_own_wall_clock_has_moved(skew_ms: int) -> None:
     node = Machine(skew_ms)
     clock = node.clock()
-    clock.follow(NOW)
+    clock.follow(NOW, term=1)
     stored = clock.reading()
     node.wait(20 * MINUTE)
     node.steady_ns = 3  # the machine has booted
@@ -120,7 +155,7 @@ def test_over_a_restart_time_goes_on_by_what_the_own_wall_clock_has_moved(skew_m
 def test_over_a_restart_with_a_wall_clock_that_went_backwards_no_time_has_passed() -> None:
     node = Machine()
     clock = node.clock()
-    clock.follow(NOW + 5)
+    clock.follow(NOW + 5, term=1)
     stored = clock.reading()
     node.wall_ms -= 40 * DAY
     assert node.clock(stored).now_ms(leads=True) == NOW + 5
@@ -139,7 +174,7 @@ def test_it_nears_the_leaders_wall_clock_by_a_2000th_of_the_time_and_stays_there
 ) -> None:
     leader = Machine(skew_ms)
     clock = leader.clock()
-    clock.follow(NOW)
+    clock.follow(NOW, term=1)
     before = clock.now_ms(leads=True)
     for _ in range(10_000):
         leader.wait(50)
