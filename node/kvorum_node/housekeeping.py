@@ -95,7 +95,7 @@ class Housekeeper:
         reading, stored = self._group.clock.reading(), self._stored
         if reading is None:
             return False
-        if stored is not None and abs(reading.offset_ms - stored.offset_ms) <= drift_ms:
+        if stored is not None and reading.differs_ms(stored) <= drift_ms:
             return False
         self._group.machine.store_clock(reading)
         self._stored = reading

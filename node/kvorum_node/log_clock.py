@@ -9,17 +9,19 @@ what comes after that: what log time is now, as far as this node knows.
                 rate of the steady clock: so whoever takes over goes on where the old leader
                 was, whatever its wall clock says. What was longest on its way says least:
                 of what one leader says, the message that was quickest counts
-    restarts    what it was when it was last stored, and how much the node's own wall clock has
-                moved since: a constant error of that clock does not matter, and the time for
-                which the node was down counts. If the clock has gone backwards, none has passed
+    restarts    what it was when it was last stored, and what has passed since by the steady
+                clock, if the machine has been up all the time. If it has not, then how much the
+                node's own wall clock has moved: a constant error of that clock does not matter,
+                and the time for which the node was down counts. If the clock has gone
+                backwards, none has passed
 
 It is never behind what is applied (`observe`). A cluster's first time is the wall clock of
 its first leader.
 
 How exact that is: a takeover moves log time by no more than the way of the quickest of the
 old leader's messages, some milliseconds, and the difference of two steady clocks since. A
-restart adds what the wall clock was set by meanwhile. Where the leader's wall clock is
-off by a minute, log time follows it within 33 hours.
+restart of the machine adds what the wall clock was set by meanwhile. Where the leader's
+wall clock is off by a minute, log time follows it within 33 hours.
 
 Pure: the clocks are given. Times are milliseconds since the Unix epoch.
 """
@@ -46,6 +48,7 @@ class LogClock:
         *,
         wall_ms: Callable[[], int],
         steady_ns: Callable[[], int],
+        boot: str = "",
         stored: ClockReading | None = None,
         applied_ms: int = 0,
     ) -> None:
@@ -60,12 +63,16 @@ class LogClock:
         """
         self._wall_ms = wall_ms
         self._steady_ns = steady_ns
+        self._boot = boot
         self._known = stored is not None
-        now_ms = wall_ms()
-        if stored is not None:
-            now_ms = stored.log_time_ms + max(0, now_ms - stored.wall_ms)
-        self._time_ns = max(now_ms, applied_ms) * _NS
         self._at_ns = steady_ns()
+        now_ns = wall_ms() * _NS
+        if stored is not None:
+            passed_ns = now_ns - stored.wall_ms * _NS
+            if boot and stored.boot == boot:
+                passed_ns = self._at_ns - stored.steady_ns
+            now_ns = stored.log_time_ms * _NS + max(0, passed_ns)
+        self._time_ns = max(now_ns, applied_ms * _NS)
         self._led_since_ms: int | None = None
         """What log time was when this node decided it for the first time."""
         self._term: int | None = None
@@ -116,7 +123,11 @@ class LogClock:
         """What to store for the next start; None as long as nothing is known but the wall clock."""
         if not self._known:
             return None
-        return ClockReading(self._reached_ns(self._steady_ns()) // _NS, self._wall_ms())
+        at_ns = self._steady_ns()
+        log_time_ms, wall_ms = self._reached_ns(at_ns) // _NS, self._wall_ms()
+        if not self._boot:
+            return ClockReading(log_time_ms, wall_ms)
+        return ClockReading(log_time_ms, wall_ms, at_ns, self._boot)
 
     def _has_stamped(self, log_time_ms: int) -> bool:
         """Whether the time is one at which this node has decided, before anything was known."""

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from random import SystemRandom
 from typing import Any
 
@@ -510,6 +511,7 @@ class Node:
             clock=LogClock(
                 wall_ms=lambda: time.time_ns() // 1_000_000,
                 steady_ns=_steady_ns,
+                boot=_boot(),
                 stored=machine.clock,
                 applied_ms=machine.log_time_ms,
             ),
@@ -533,6 +535,16 @@ class Node:
                 listing(addresses),
                 listing(known.addresses),
             )
+
+
+def _boot() -> str:
+    """Names the start of the machine, where it has a name; the steady clock counts from it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        # A container may have a steady clock of its own.
+        return f"{boot} {Path('/proc/self/ns/time').readlink()}"
+    except OSError:
+        return ""
 
 
 def _steady_ns() -> int:

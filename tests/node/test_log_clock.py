@@ -1,5 +1,7 @@
 """Log time between its stamps: rates, jumps and restarts, with clocks that the test sets."""
 
+import math
+
 import pytest
 
 from kvorum_node.log_clock import SLEW, LogClock
@@ -22,8 +24,11 @@ class Machine:
         self.wall_ms += round(ms)
         self.steady_ns += round(ms * rate * 1_000_000)
 
-    def clock(self, stored: ClockReading | None = None, applied_ms: int = 0) -> LogClock:
+    def clock(
+        self, stored: ClockReading | None = None, applied_ms: int = 0, boot: str = ""
+    ) -> LogClock:
         return LogClock(
+            boot=boot,
             wall_ms=lambda: self.wall_ms,
             steady_ns=lambda: self.steady_ns,
             stored=stored,
@@ -150,6 +155,44 @@ def test_over_a_restart_time_goes_on_by_what_the_own_wall_clock_has_moved(skew_m
     node.wait(20 * MINUTE)
     node.steady_ns = 3  # the machine has booted
     assert node.clock(stored, applied_ms=NOW).now_ms(leads=True) == NOW + 20 * MINUTE
+
+
+@pytest.mark.parametrize("jump_ms", [-DAY, DAY])
+def test_while_the_machine_is_up_a_wall_clock_that_is_set_does_not_matter_over_a_restart(
+    jump_ms: int,
+) -> None:
+    machine = Machine()
+    clock = machine.clock(boot="a")
+    clock.follow(NOW, term=1)
+    machine.wait(10)
+    stored = clock.reading()
+    assert stored == ClockReading(NOW + 10, NOW + 10, machine.steady_ns, "a")
+    machine.wait(5000)
+    machine.wall_ms += jump_ms
+    assert machine.clock(stored, boot="a").now_ms(leads=False) == NOW + 5010
+
+
+@pytest.mark.parametrize("boot", ["", "b"])
+def test_after_a_restart_of_the_machine_its_wall_clock_says_how_long_it_was_down(boot: str) -> None:
+    stored = ClockReading(NOW, NOW, Machine().steady_ns, "a")
+    machine = Machine()
+    machine.wall_ms += HOUR
+    assert machine.clock(stored, boot=boot).now_ms(leads=False) == NOW + HOUR
+
+
+def test_a_steady_clock_that_went_backwards_is_not_followed() -> None:
+    machine = Machine()
+    stored = ClockReading(NOW, NOW, machine.steady_ns + 1_000_000, "a")
+    assert machine.clock(stored, boot="a").now_ms(leads=False) == NOW
+
+
+def test_a_reading_is_news_if_the_next_start_would_be_another() -> None:
+    one = ClockReading(NOW, NOW, 0, "a")
+    assert one.differs_ms(ClockReading(NOW + 70, NOW + 70, 70_000_000, "a")) == 0
+    assert one.differs_ms(ClockReading(NOW + 70, NOW + 77, 70_000_000, "a")) == 7
+    assert one.differs_ms(ClockReading(NOW + 70, NOW + 70, 77_000_000, "a")) == 7
+    assert one.differs_ms(ClockReading(NOW, NOW, 0, "b")) == math.inf
+    assert ClockReading(NOW, NOW).differs_ms(ClockReading(NOW + 70, NOW + 77)) == 7
 
 
 def test_over_a_restart_with_a_wall_clock_that_went_backwards_no_time_has_passed() -> None:

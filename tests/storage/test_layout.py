@@ -67,6 +67,9 @@ def test_the_bytes_on_the_disk_do_not_change() -> None:
     clock = layout.ClockReading(258, -2)
     assert layout.encode_clock(clock).hex() == "0000000000000102" + "fffffffffffffffe"
     assert layout.decode_clock(layout.encode_clock(clock)) == clock
+    full = layout.ClockReading(258, -2, 7, "ab")
+    assert layout.encode_clock(full) == layout.encode_clock(clock) + bytes(7) + b"\7ab"
+    assert layout.decode_clock(layout.encode_clock(full)) == full
     assert layout.encode_space(SPACE.other) == b"\1"
     key = layout.entry_key(GROUP, Index(258))
     assert key == b"\0\0\0\1e\0\0\0\0\0\0\1\2"

@@ -57,6 +57,7 @@ rest of it. A record that was altered, or that stands where another one
 belongs, is refused with StorageError, never believed.
 """
 
+import math
 import struct
 from dataclasses import dataclass
 from enum import Enum, IntEnum
@@ -100,6 +101,7 @@ _EVENT: Final = struct.Struct(">BQ")
 _CLIENT_KEY: Final = struct.Struct(">QQ")
 _END: Final = b"\0\1"
 _CLOCK: Final = struct.Struct(">qq")
+_STEADY_CLOCK: Final = struct.Struct(">q")
 _INDEX: Final = struct.Struct(">Q")
 _ENTRY_KEY: Final = struct.Struct(">IcQ")
 _ENTRY: Final = struct.Struct(">QB")
@@ -300,15 +302,24 @@ def _damaged(what: str) -> StorageError:
 
 @dataclass(frozen=True, slots=True)
 class ClockReading:
-    """Two clocks of one moment, which a node keeps for its next start."""
+    """The clocks of one moment, which a node keeps for its next start."""
 
     log_time_ms: int
     wall_ms: int
     """Of the node itself."""
+    steady_ns: int = 0
+    """Of its machine, as long as that is up."""
+    boot: str = ""
+    """Which start of the machine that is; empty if it cannot be told."""
 
-    @property
-    def offset_ms(self) -> int:
-        return self.log_time_ms - self.wall_ms
+    def differs_ms(self, other: "ClockReading") -> float:
+        """By how much the next start would come out otherwise with the other one."""
+        if self.boot != other.boot:
+            return math.inf
+        wall_ms = abs(self.log_time_ms - self.wall_ms - other.log_time_ms + other.wall_ms)
+        steady_ms = (self.steady_ns - other.steady_ns) / 1_000_000
+        log_time_ms = self.log_time_ms - other.log_time_ms
+        return max(wall_ms, abs(log_time_ms - steady_ms) if self.boot else 0)
 
 
 def meta_key(space: Space, name: bytes) -> bytes:
@@ -332,13 +343,21 @@ def clock_key(group: GroupId) -> bytes:
 
 
 def encode_clock(reading: ClockReading) -> bytes:
-    return _CLOCK.pack(reading.log_time_ms, reading.wall_ms)
+    clock = _CLOCK.pack(reading.log_time_ms, reading.wall_ms)
+    if not reading.boot:
+        return clock
+    return clock + _STEADY_CLOCK.pack(reading.steady_ns) + reading.boot.encode()
 
 
 def decode_clock(value: bytes) -> ClockReading:
     try:
-        return ClockReading(*_CLOCK.unpack(value))
-    except struct.error as error:
+        log_time_ms, wall_ms = _CLOCK.unpack_from(value)
+        if len(value) == _CLOCK.size:
+            return ClockReading(log_time_ms, wall_ms)
+        (steady_ns,) = _STEADY_CLOCK.unpack_from(value, _CLOCK.size)
+        boot = value[_CLOCK.size + _STEADY_CLOCK.size :].decode()
+        return ClockReading(log_time_ms, wall_ms, steady_ns, boot)
+    except (struct.error, UnicodeDecodeError) as error:
         raise _damaged("the clock of the node") from error
 
 
