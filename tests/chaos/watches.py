@@ -72,7 +72,7 @@ async def write_down(kv: KV, prefix: str, note: Callable[[Told], None]) -> None:
 def _told(changes: Changes[Any]) -> Told:
     return Told(
         changes.revision,
-        changes.at,
+        changes.at.timestamp(),
         tuple(
             ToldChange(change.kind, change.key, _kept(change.entry), _kept(change.previous))
             for change in changes

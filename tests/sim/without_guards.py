@@ -14,12 +14,13 @@ from kvorum_node.raft.types import Index
 from kvorum_node.services.dispatch import Dispatcher
 from kvorum_node.storage import layout
 from kvorum_node.storage.layout import ExpiryKind
+from kvorum_node.watches.cache import Cache
 from kvorum_node.watches.hub import WatchHub
-from kvorum_node.watches.telling import Told, tell
+from kvorum_node.watches.telling import tell
 from kvorum_node.watches.watch import Watch
 from kvorumpb.v1.command_pb2 import Compaction, OperationError, Sweep, TransactionResult
 from kvorumpb.v1.kv_pb2 import GetRequest, GetResponse
-from kvorumpb.v1.watch_pb2 import WatchBegun, WatchUpdate
+from kvorumpb.v1.watch_pb2 import WatchBegun, WatchResponse, WatchUpdate
 
 # Exactly once.
 
@@ -84,7 +85,7 @@ _schedule = commit_module._schedule
 
 def lead_by_the_wall_clock(clock: LogClock, *, leads: bool) -> int:
     if leads and not getattr(clock, "leads", False):
-        clock.follow(clock._wall_ms())
+        clock._set(clock._wall_ms())
     vars(clock)["leads"] = leads
     return _now_ms(clock, leads=leads)
 
@@ -130,11 +131,12 @@ def skip_nothing(watches: WatchHub, before: int) -> None:
     del watches, before
 
 
-def tell_in_pieces(watch: Watch, machine: Machine, cache: Any) -> Told:
-    told = _tell(watch, machine, cache)
-    if told.changes is not None:
-        told.changes.partial = False
-    return told
+def tell_in_pieces(watch: Watch, machine: Machine, cache: Cache, response: WatchResponse) -> int:
+    size = _tell(watch, machine, cache, response)
+    for update in response.updates:
+        if update.HasField("changes"):
+            update.changes.partial = False
+    return size
 
 
 _tell = tell
