@@ -175,9 +175,10 @@ class Execution:
         working = self._working
         working.begin(self.revision + 1, self.log_time_ms)
         expiry, size = self._tables.expiry, 0
+        most = min(sweep.limit, limits.MAX_SWEEP_RECORDS)
         first_left = layout.expiry_bound(self.log_time_ms + 1)
         for count, row in enumerate(expiry.rows(end_ms=self.log_time_ms + 1)):
-            if count == sweep.limit or size >= limits.MAX_SWEEP_BYTES:
+            if count == most or size >= limits.MAX_SWEEP_BYTES:
                 first_left = row
                 break
             _, kind, key = layout.split_expiry_key(row)
@@ -200,13 +201,14 @@ class Execution:
         """Forget what is before the revision at once, and remove a part of it."""
         self.oldest_revision = max(self.oldest_revision, min(compaction.revision, self.revision))
         tables, trimmed = self._tables, self.oldest_revision
+        most = min(compaction.limit, limits.MAX_COMPACTION_EVENTS)
         forgotten = tables.history.scan(
             layout.history_key(self.trimmed_revision + 1),
             layout.history_key(self.oldest_revision + 1),
         )
         for count, (stored, event) in enumerate(forgotten):
             revision = layout.history_revision(stored)
-            if count == compaction.limit:
+            if count == most:
                 trimmed = revision - 1
                 break
             _, _, key = layout.decode_event(event)

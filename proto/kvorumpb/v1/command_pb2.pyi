@@ -153,8 +153,8 @@ Global___RegisterClient: _TypeAlias = RegisterClient  # noqa: Y015
 @_typing.final
 class Sweep(_message.Message):
     """Removes records that have expired by the log time of the entry, the longest
-    expired first, at most `limit` of them, and none after 1 MiB: at one revision, with an
-    event each. The leader proposes it; whether a record has expired is decided where it is
+    expired first, at most `limit` of them and 1,000, and none after 1 MiB: at one revision,
+    with an event each. The leader proposes it; whether a record has expired is decided where it is
     applied.
     """
 
@@ -179,7 +179,7 @@ Global___Sweep: _TypeAlias = Sweep  # noqa: Y015
 class Compaction(_message.Message):
     """Forgets history before a revision, which stays the oldest that can be read.
     That is decided at once; what is kept for older ones is then removed by this and
-    later commands, at most `limit` events each.
+    later commands, at most `limit` events each, and 10,000.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
