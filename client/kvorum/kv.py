@@ -150,8 +150,9 @@ class KV(Reader):
         """Remove the keys with a prefix, or from `start` to `end`; return how many there were.
 
         All of them at one revision, and `RangeTooLarge` if they are more than
-        `limits.MAX_RANGE_RECORDS`. With a `limit`, the first so many of them at most: there
-        may be more if that many were removed. An empty prefix is refused, as it is every
+        `limits.MAX_RANGE_RECORDS`, or come to more than `limits.MAX_REPLACED_BYTES`. With a
+        `limit`, the first so many of them, or as many as one transaction may remove: call it
+        until it returns 0 to remove all. An empty prefix is refused, as it is every
         key; `start=""` says so too, and is meant.
         """
         operation = operations.delete_range(prefix, start, end, limit)
