@@ -474,7 +474,10 @@ class _Run:
         result.rate_limit.allowed = allowed
         for limit in request.limits:
             result.rate_limit.states.add(allowed=_has_room(limit, held[limit.key], now))
-            if allowed and (limit.cost or limit.reset):
+            state = self.limits.get(limit.key)
+            # What counts for nothing any more is left to the sweep.
+            forgets = limit.reset and state is not None and state.expire_time_ms > now
+            if allowed and (limit.cost or forgets):
                 self.limits.pop(limit.key, None)
                 if limit.cost:
                     times = (*held[limit.key], *[now] * limit.cost)
