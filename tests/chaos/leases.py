@@ -9,9 +9,9 @@ share; so does each write that may have been the last before it. The answer is r
 one of them agrees, give or take EARLY_SECONDS and LATE_SECONDS. No clock of a node is asked.
 
 What the tolerance is made of (node/kvorum_node/log_clock.py): a leader whose clock is wrong
-slews by 1/2000, a node stores its clock when it is off by 100 ms, and a takeover loses
-what the last message of the old leader was late by: TCP sends again what a network fault has
-dropped, and a process that was stopped reads late.
+slews by 1/2000; a takeover loses what the quickest message of the old leader was late by, which
+is much only if it has led for a moment, while packets were lost or the new one was stopped; a
+start of all nodes goes on from clocks that were stored when they were off by 100 ms.
 """
 
 import json

@@ -130,3 +130,23 @@ async def test_time_goes_on_while_all_are_down(empty_cluster: LocalCluster) -> N
             await empty_cluster.up()
             passed_ms = await clients.put_for(b"other", 1000) - log_time_ms
             assert abs(passed_ms / 1000 - (monotonic() - began)) < LATE_SECONDS
+
+
+@pytest.mark.usefixtures("skewed")
+async def test_clocks_that_are_set_while_all_are_down_do_not_move_time(
+    empty_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine is up, and knows how long they were down."""
+    await empty_cluster.up(nodes=3, base_port=0)
+    async with clients_of(empty_cluster) as clients:
+        log_time_ms = await clients.put_for(b"k", 3_600_000)
+        began = monotonic()
+        await empty_cluster.down()  # a node that was killed at once may not have stored its clock
+        for offset in ("+26h", "-26h"):
+            empty_cluster.kill_all()
+            for name in OFFSETS:
+                monkeypatch.setitem(OFFSETS, name, offset)
+            await empty_cluster.up()
+            passed_ms = await clients.put_for(b"other", 1000) - log_time_ms
+            assert abs(passed_ms / 1000 - (monotonic() - began)) < LATE_SECONDS
+            assert await clients.has(b"k")
