@@ -308,16 +308,26 @@ class Simulation:
     def _prove_settled(self, dead: frozenset[NodeId]) -> None:
         """Once nobody asks any more, nobody waits for an answer, and no snapshot is on its way."""
         self.counts["settled"] += 1
-        until_us = self.scheduler.now_us + SETTLED_TICKS * self.tick_us
-        while self.scheduler.now_us < until_us:
-            self._step()
-        for node in sorted(self.inspector.configuration.members - dead):
-            process = self.hosts[node].process if node in self.hosts else None
-            if process is not None and process.group.under_way():
+        self._let_pass(SETTLED_TICKS)
+        waiting = [
+            (process, future)
+            for node in sorted(self.inspector.configuration.members - dead)
+            if node in self.hosts and (process := self.hosts[node].process) is not None
+            for future in process.group.under_way()
+        ]
+        if waiting:  # the housekeeper, perhaps, which goes on
+            self._let_pass(SETTLED_TICKS)
+        for process, future in waiting:
+            if not future.done() and not process.dead:
                 self.failed(f"settled: somebody waits for {process.host} for ever")
         if self.streams.under_way:
             self.failed(f"settled: {self.streams.under_way} snapshots are on their way for ever")
         self._raise_violation()
+
+    def _let_pass(self, ticks: int) -> None:
+        until_us = self.scheduler.now_us + ticks * self.tick_us
+        while self.scheduler.now_us < until_us:
+            self._step()
 
     def _choose_dead(self, random: Random) -> frozenset[NodeId]:
         """Some whom the rest can do without, whichever configuration they go by.
