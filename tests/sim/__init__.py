@@ -49,8 +49,8 @@ What is promised of the data model, and how it is seen:
                 counted from the first one, by the slew and the way of a leader's word: what
                 a notice took at most, for each takeover. (And 2 ms for each start: clocks are
                 stored in whole ones.) That is looked at while steady clocks are right, and no
-                node is started whose wall clock was set: two runs in three leave out the
-                faults of steady clocks, and one of them those of wall clocks.
+                node is started whose wall clock was set: half of the runs leave out the
+                faults of steady clocks, and half of those the faults of wall clocks.
     expiry      A read shows what the model has at its revision and log time: so nothing is
                 hidden before its time is over by the log. Nor does it show what had expired
                 by the clock of the leader when the read came to it.

@@ -52,7 +52,7 @@ SETTLED_TICKS = 3 * ELECTION_TICKS + max(PATIENCE_TICKS)
 SEARCHED = 0.05
 """The part of the runs whose clients ask for no more than history.py understands, and whose
 history is also judged by a search."""
-UNSTEADY = frozenset({"clock rate", "clock jump", "overthrow"})
+UNSTEADY = frozenset({"clock rate", "clock jump"})
 """Faults by which a clock counts wrong, which is all that log time rests on, ..."""
 WALL_CLOCKS = frozenset({"wall clock"})
 """... and those by which a node that restarts is mistaken about the time for which it was down."""
@@ -157,7 +157,9 @@ class Simulation:
         self.clients = self._draw_clients(random)
         self.watchers = self._draw_watchers(random)
         self.operators = Operators(self)
-        left_out = random.choice((frozenset[str](), UNSTEADY, UNSTEADY | WALL_CLOCKS))
+        left_out = random.choice(
+            (frozenset[str](), frozenset[str](), UNSTEADY, UNSTEADY | WALL_CLOCKS)
+        )
         planned = (fault for fault in plan.faults() if fault.kind not in left_out)
         self.faults = Faults(self, self.operators, planned)
 
