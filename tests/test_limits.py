@@ -401,7 +401,18 @@ ELSEWHERE: Final = {
         "tests.node.test_group.test_the_queue_is_bounded_while_the_disk_is_at_work"
     ),
     "MAX_SESSION_CALLS": (
-        "tests.node.test_server.test_a_client_that_does_not_read_is_not_read_from"
+        "tests.node.test_server_sessions.test_a_client_that_does_not_read_is_not_read_from"
+    ),
+    "MAX_ARRIVING_REQUESTS": "tests.node.test_arrival.test_few_are_read_at_a_time",
+    "MAX_ARRIVAL_BYTES": (
+        "tests.node.test_server_sessions"
+        ".test_unary_calls_that_do_not_arrive_are_bounded_and_hold_up_no_other"
+    ),
+    "MAX_PENDING_REVISIONS": (
+        "tests.watches.test_bounds.test_many_watches_that_do_not_read_share_the_numbers"
+    ),
+    "MIN_WATCH_PENDING_REVISIONS": (
+        "tests.watches.test_bounds.test_many_watches_that_do_not_read_share_the_numbers"
     ),
     "MAX_CALL_TIMEOUT_MS": (
         "tests.node.test_dispatch.test_a_call_is_worked_on_as_long_as_it_asks_for"
