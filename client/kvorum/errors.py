@@ -13,7 +13,8 @@
     │   ├── IntegerOverflow
     │   ├── OutOfBounds         an add would leave the bounds it was given
     │   ├── UniqueViolation     another record has the value in a unique index
-    │   ├── RangeTooLarge       a range has more records than one operation may look at
+    │   ├── RangeTooLarge       a transaction looks at more records, or replaces more bytes,
+    │   │                       than it may
     │   └── ResultTooLarge      a transaction reads more than it may return
     ├── Conflict                a check of a transaction did not hold; nothing was written
     ├── DecodeError             a value is not of the type it was asked for

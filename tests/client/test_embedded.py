@@ -39,6 +39,18 @@ async def test_put_get_delete(kv: KV) -> None:
     assert await kv.get("a") is None
 
 
+async def test_what_is_too_much_at_once_has_its_turn(
+    kv: KV, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many that delete large values, or read in transactions, at the same time."""
+    monkeypatch.setattr(limits, "MAX_ENTRY_REPLACED_BYTES", 2_500)
+    keys = [f"k{number}" for number in range(4 * limits.MAX_READING_TRANSACTIONS)]
+    await asyncio.gather(*(kv.put(key, "v" * 1_000) for key in keys))
+    await asyncio.gather(*(kv.atomic().list("k", limit=1).commit() for _ in keys))
+    assert all(await asyncio.gather(*(kv.delete(key) for key in keys)))
+    assert not (await kv.list()).entries
+
+
 async def test_types(kv: KV) -> None:
     await kv.put("text", "ü", type="text")
     await kv.put("bytes", b"\xff", type="bytes")

@@ -8,12 +8,12 @@ client is registered, though the node would take both.
 
 import asyncio
 from itertools import count, islice
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from kvorum import limits
 from kvorum.backends.feeds import EmbeddedFeed
 from kvorum.backends.pending import Deadlines, PendingCall
-from kvorum.errors import Closed, OutcomeUnknown, StorageError
+from kvorum.errors import Closed, OutcomeUnknown, Overloaded, StorageError
 from kvorum.status import from_status
 from kvorumpb.v1.kv_pb2 import Call, Reply
 from kvorumpb.v1.watch_pb2 import BeginWatch
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kvorum_node.embedded import EmbeddedNode
+
+
+RETRY_SECONDS: Final = 0.005
 
 
 class EmbeddedBackend:
@@ -34,6 +37,7 @@ class EmbeddedBackend:
         self._ids = count(1)
         self._waiting: dict[int, PendingCall] = {}
         self._running: dict[int, PendingCall] = {}
+        self._delayed: dict[int, PendingCall] = {}
         self._deadlines = Deadlines(loop, self._expire)
         self._wake = asyncio.Event()
         self._counts: set[asyncio.Task[None]] = set()
@@ -81,7 +85,8 @@ class EmbeddedBackend:
         for feed in tuple(self._feeds):
             feed.end(Closed("the store was closed"))
         self._wake.set()
-        for pending in (*self._waiting.values(), *self._running.values()):
+        calls = (self._waiting, self._running, self._delayed)
+        for pending in [one for some in calls for one in some.values()]:
             pending.fail(Closed("the store was closed", maybe_applied=pending.maybe_applied))
         # Not `await self._runner`: a cancelled close would cancel the batch under way with it.
         await asyncio.wait([self._runner])
@@ -135,10 +140,25 @@ class EmbeddedBackend:
             if answered is None:
                 continue
             answered.move(None)
-            if reply.HasField("error"):
-                answered.fail(from_status(reply.error, write=answered.is_write))
-            else:
+            if not reply.HasField("error"):
                 answered.succeed(reply)
+                continue
+            refusal = from_status(reply.error, write=answered.is_write)
+            if isinstance(refusal, Overloaded):
+                self._repeat_later(answered)
+            else:
+                answered.fail(refusal)
+
+    def _repeat_later(self, pending: PendingCall) -> None:
+        """The node has too much to do at once: until time is out, this may have its turn."""
+        pending.sent = False
+        pending.move(self._delayed, next(self._ids))
+        self._loop.call_later(RETRY_SECONDS, self._resume, pending)
+
+    def _resume(self, pending: PendingCall) -> None:
+        if pending.home is self._delayed:
+            pending.move(self._waiting, next(self._ids))
+            self._wake.set()
 
     def _expire(self, pending: PendingCall) -> None:
         pending.fail(pending.expired("the disk is too slow"))

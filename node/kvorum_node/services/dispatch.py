@@ -37,7 +37,6 @@ from kvorum_node.space import takes_space
 from kvorumpb.v1.command_pb2 import (
     Command,
     CommandBatch,
-    Operation,
     OperationError,
     TransactionResult,
 )
@@ -346,24 +345,12 @@ def _command_of(
 
 
 def _returns_records(call: Call) -> bool:
-    """Whether it is a transaction that may return records."""
+    """Whether it is a transaction that may return records; those that it replaces are bounded."""
     return call.WhichOneof("request") == "txn" and any(
-        _returns_record(operation)
+        operation.WhichOneof("operation") in ("get", "list")
         for branch in (call.txn.transaction.operations, call.txn.transaction.otherwise)
         for operation in branch
     )
-
-
-def _returns_record(operation: Operation) -> bool:
-    match operation.WhichOneof("operation"):
-        case "get" | "list":
-            return True
-        case "put":
-            return operation.put.return_previous
-        case "delete":
-            return operation.delete.return_previous
-        case _:
-            return False
 
 
 def _too_many_reading_transactions() -> Overloaded:

@@ -79,7 +79,10 @@ class _ConsistencyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Consisten
     without asking the others, within an election time-out after they have confirmed it.
     """
     STALE: _Consistency.ValueType  # 3
-    """Whatever has not reached the node that is asked. It answers by itself, leader or not."""
+    """Whatever has not reached the node that is asked. It answers by itself, leader or not,
+    at the log time that it has applied: that a record has expired since then is one of
+    the things that may not have reached it.
+    """
 
 class Consistency(_Consistency, metaclass=_ConsistencyEnumTypeWrapper):
     """What a read may leave out."""
@@ -93,7 +96,10 @@ LEASE: Consistency.ValueType  # 2
 without asking the others, within an election time-out after they have confirmed it.
 """
 STALE: Consistency.ValueType  # 3
-"""Whatever has not reached the node that is asked. It answers by itself, leader or not."""
+"""Whatever has not reached the node that is asked. It answers by itself, leader or not,
+at the log time that it has applied: that a record has expired since then is one of
+the things that may not have reached it.
+"""
 Global___Consistency: _TypeAlias = Consistency  # noqa: Y015
 
 @_typing.final
