@@ -183,7 +183,10 @@ class UniqueViolation(OperationFailed):
 
 
 class RangeTooLarge(OperationFailed):
-    """There are more than `limits.MAX_RANGE_RECORDS`: take them in parts."""
+    """A transaction looks at more, or replaces more, than it may: take it in parts.
+
+    The limits are `MAX_RANGE_RECORDS`, `MAX_TRANSACTION_RECORDS` and `MAX_REPLACED_BYTES`.
+    """
 
     reason = "RANGE_TOO_LARGE"
 

@@ -49,7 +49,7 @@ MAX_ENTRY_REPLACED_BYTES: Final = 128 * MIB
 """The same, of all transactions in one entry of the log: one that comes after it is to be tried
 again."""
 MAX_READING_TRANSACTIONS: Final = 8
-"""Transactions which return records that a node has under way: each may return MAX_RESULT_BYTES."""
+"""Transactions with gets or lists that a node has under way: each may return MAX_RESULT_BYTES."""
 
 # What a list returns.
 MAX_PAGE_RECORDS: Final = 10_000
