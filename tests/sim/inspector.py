@@ -28,6 +28,7 @@ from kvorum_node.raft.types import (
     NodeId,
     Position,
     Term,
+    node_name,
 )
 from kvorum_node.storage import layout
 from tests.sim.checkers import (
@@ -156,6 +157,7 @@ class Inspector:
         self.same_state = SameState(report)
         self.log_time = LogTime(report)
         self.on_time = OnTime(report)
+        self._report = report
         self._now_us = now_us
         self._stamped_us: dict[tuple[Index, Term], int] = {}
         """When each entry was first stored: its leader had just stamped it."""
@@ -272,6 +274,9 @@ class Inspector:
             self.committed.agrees(node, Index(index), log.term(Index(index)))
         first = max(first, known + 1)
         if first > log.committed:
+            return
+        if first < log.first_index:
+            self._report(f"committed: {node_name(node)} has cut {first}, which it has just applied")
             return
         possible = _possible(raft, seen)
         for entry in log.entries(Index(first), 1 << 30, high=Index(log.committed + 1)):
