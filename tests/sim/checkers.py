@@ -275,9 +275,10 @@ class LogTime:
 
     The difference of the two is the offset. While one leads, it changes by the slew alone, one
     part in 2,000. Who takes over may be behind by the way of the last message that told it of
-    the leader's clock (`told`); and each start of a node costs a part of a millisecond, as
-    clocks are stored in whole ones. All that as long as no steady clock runs fast or
-    slow, and no wall clock is set before a start (`unsteady`). The beginning is not looked at:
+    the leader's clock (`told`), be it the first entry that it applies; and each start of a node
+    costs a part of a millisecond, as clocks are stored in whole ones. All that as long as no
+    steady clock runs fast or slow, and no wall clock is set before a start (`unsteady`). The
+    beginning is not looked at:
     until its first entry is applied, a cluster has no time but its leader's wall clock, and
     from then on that of the entry.
 

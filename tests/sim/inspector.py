@@ -132,6 +132,8 @@ class _Seen:
     applied: Index = NEVER
     leads: Term = NO_TERM
     configuration: Configuration = field(default_factory=Configuration)
+    knows_time: bool = False
+    """It has a stored clock, or has applied something since it was started."""
     changed_in: Term | None = None
     """The term of its entry, if the log has that."""
 
@@ -161,6 +163,8 @@ class Inspector:
         self._now_us = now_us
         self._stamped_us: dict[tuple[Index, Term], int] = {}
         """When each entry was first stored: its leader had just stamped it."""
+        self._committed_us: dict[Index, int] = {}
+        """Of those that were committed, and bring a time."""
         self._oracle = oracle
         self._seen: dict[NodeId, _Seen] = {}
 
@@ -183,6 +187,7 @@ class Inspector:
         seen = self._seen[host.node]
         seen.states = StateView(host.state_disk.content)
         seen.applied, seen.leads = Index(0), Term(0)
+        seen.knows_time = group.machine.clock is not None
         seen.committed = group.machine.applied
         seen.configuration, seen.changed_in = group.raft.configuration, None
         self.ran(host)
@@ -205,8 +210,8 @@ class Inspector:
             machine = group.machine
             standing = Standing(machine.revision, machine.log_time_ms, machine.oldest_revision)
             self._oracle.holds(host.node, seen.applied, standing)
-            if machine.log_time_ms and isinstance(raft.role, Leader):
-                self.log_time.begins(self._now_us())
+            if machine.log_time_ms:
+                self._learns_time(machine.applied, seen, leads=isinstance(raft.role, Leader))
         at = raft.log.configuration_index
         found = _term_of(raft, at)
         if raft.configuration is seen.configuration:
@@ -254,6 +259,15 @@ class Inspector:
         if not raft.log.matches(Position(required.index, required.term)):
             self.committed.lacks(node, raft.term, required)
 
+    def _learns_time(self, applied: Index, seen: _Seen, *, leads: bool) -> None:
+        if leads:
+            self.log_time.begins(self._now_us())
+        if not seen.knows_time:  # until its leader speaks of it, it goes by the last entry
+            seen.knows_time = True
+            while applied not in self._committed_us:
+                applied = Index(applied - 1)
+            self.log_time.told(self._now_us() - self._committed_us[applied])
+
     def _changes_members(self, node: NodeId, raft: Raft) -> None:
         log = raft.log
         indexes = [index for index, _ in log._configurations]
@@ -285,6 +299,7 @@ class Inspector:
             log_time_ms = self._oracle.applies(entry)
             if log_time_ms is not None:
                 stamped_us = self._stamped_us[entry.index, entry.term]
+                self._committed_us[entry.index] = stamped_us
                 self.log_time.commits(entry, stamped_us, log_time_ms)
             if entry.kind is EntryKind.CONFIGURATION:
                 self.configuration = Configuration.decode(entry.data)

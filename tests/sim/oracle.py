@@ -130,7 +130,7 @@ class Oracle:
 
     def holds(self, node: NodeId, applied: Index, standing: Standing) -> None:
         """A node has applied so much, and says where it stands."""
-        expected = self._standings[applied]
+        expected = self._standings[applied] if applied < len(self._standings) else None
         if standing != expected:
             self.report(
                 f"model: {node_name(node)} has applied {applied} and is at {standing}, not at"
