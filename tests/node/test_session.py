@@ -367,10 +367,10 @@ async def test_a_message_waits_for_one_large_reply_to_be_made_at_most(
     made = 0
     read = n1.group.machine.get
 
-    def counted(key: bytes) -> Any:
+    def counted(key: bytes, **options: Any) -> Any:
         nonlocal made
         made += 1
-        return read(key)
+        return read(key, **options)
 
     monkeypatch.setattr(n1.group.machine, "get", counted)
     stream.may_write.clear()
