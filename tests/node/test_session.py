@@ -18,6 +18,7 @@ from kvorum.errors import (
 from kvorum.limits import MIB
 from kvorum.status import from_status, retry_delay_seconds
 from kvorum_node.admission import Admission
+from kvorum_node.raft.types import Term
 from kvorum_node.services import session as session_module
 from kvorum_node.services.dispatch import Dispatcher
 from kvorum_node.services.session import Session
@@ -249,6 +250,19 @@ async def test_parts_that_stop_coming_are_given_up(
     assert type(error) is Unavailable
     assert not error.maybe_applied
     assert stream.admission.calls.reserved_bytes == 0
+
+
+async def test_who_leads_is_said_once_and_again_when_it_has_changed(
+    stream: Stream, n1: DrivenNode
+) -> None:
+    for _ in range(3):
+        stream.session.announce()
+        await eventually(lambda: stream.responses)
+    n1.raft.term = Term(n1.raft.term + 1)
+    stream.session.announce()
+    await eventually(lambda: len(stream.responses) == 2)
+    terms = [response.leadership.term for response in stream.responses]
+    assert terms == [n1.raft.term - 1, n1.raft.term]
 
 
 # Parts that are wrong.

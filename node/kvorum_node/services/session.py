@@ -60,6 +60,8 @@ class Session:
         )
         self._replies = _Replies(node.admission.replies, wake=self._wake)
         self._leadership: Leadership | None = None
+        """What is to be said of the leader with the next message."""
+        self._announced: Leadership | None = None
         self._ending = False
         self._filled = asyncio.Event()
         self._drained = asyncio.Event()
@@ -69,12 +71,14 @@ class Session:
         """Tell the client who leads, and where the members are."""
         raft = self._node.group.raft
         addresses = raft.configuration.addresses
-        self._leadership = Leadership(term=raft.term, members=addresses.values())
+        leadership = Leadership(term=raft.term, members=addresses.values())
         address = None if raft.leader is None else addresses.get(raft.leader)
         if raft.leader is not None and address is not None:
-            self._leadership.leader = node_name(raft.leader)
-            self._leadership.address = address
-        self._filled.set()
+            leadership.leader = node_name(raft.leader)
+            leadership.address = address
+        if leadership != self._announced:
+            self._announced = self._leadership = leadership
+            self._filled.set()
 
     async def take(self, message: bytes) -> None:
         """Start the calls of a SessionRequest; waits while more are under way than may be."""
