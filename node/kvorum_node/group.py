@@ -141,6 +141,8 @@ class Group:
         """Why writes that take space are refused now; None if they are not."""
         self.ticked_at = 0.0
         """When time was last counted, on the event loop's clock."""
+        self.apply_seconds = 0.0
+        """What the last entries took that were applied together."""
         self._wake = wake
         self._tick_seconds = tick_seconds
         self._waiters = _Waiters()
@@ -293,7 +295,10 @@ class Group:
         """Apply what is committed, and answer whoever waits for it."""
         if ready.committed:
             proposals = self._waiters.proposals
+            loop = asyncio.get_running_loop()
+            began = loop.time()
             results = self.machine.apply(ready.committed, wanted=proposals.keys())
+            self.apply_seconds = loop.time() - began
             self._observe_log_time()
             for entry, outcome in zip(ready.committed, results, strict=True):
                 proposal = proposals.get(entry.index)

@@ -2,8 +2,8 @@
 
 The leader proposes the first two, as commands of a bounded size, one at a time. What they
 remove is decided where they are applied, by log time: one of a leader that does not lead any
-more can do no harm. After each comes a pause of several times what it took, so that a million
-records which expire at once leave the rest of the node to its clients.
+more can do no harm. After each comes a pause of several times what it took to apply, so that a
+million records which expire at once leave the rest of the node to its clients.
 
 Every node stores its clock, for its next start (log_clock.py).
 """
@@ -23,11 +23,14 @@ COMPACTION_EVENTS: Final = 300
 
 PERIOD_SECONDS: Final = 0.1
 """How often to look whether there is something to do."""
-PAUSES: Final = 4.0
-"""A pause is so many times as long as the work before it took: a fifth of the time is work."""
-LATE_PAUSES: Final = 1.0
+PAUSES: Final = 8.0
+"""A pause is so many times as long as the work before it took: a ninth of the time is work, of
+each node, and they may share a machine."""
+LATE_PAUSES: Final = 2.0
+"""Where more comes than that can remove: a third."""
 LATE_MS: Final = 600_000
-"""What expires faster than a fifth of the time can remove piles up for so long, and no longer."""
+"""So long overdue, what has expired is late. History is, once more of it is due."""
+MIN_PAUSE_SECONDS: Final = 0.005
 
 HISTORY_SHARE: Final = 20
 """History is forgotten when so much of its length could be: the 20th part."""
@@ -80,12 +83,12 @@ class Housekeeper:
                 raise
             except KvorumError:  # leadership is lost, or many writes wait: later, or another node
                 worked = False
-            took = loop.time() - began
+            pause = self._pause() if worked else PERIOD_SECONDS
             if began >= self._next_clock:
                 if self._stored is not None:  # the first time counts most
                     self._next_clock = began + CLOCK_SECONDS
                 await self._keep_clock()
-            await asyncio.sleep(took * self._pauses() if worked else PERIOD_SECONDS)
+            await asyncio.sleep(pause)
 
     def store_clock(self, *, drift_ms: int = 0) -> bool:
         """Store what the clock says, if the stored one is off by more than drift_ms.
@@ -132,9 +135,14 @@ class Housekeeper:
         revision = machine.revision_at(self._group.now_ms() - self._history_ms)
         return _compaction(revision) if revision > machine.oldest_revision else None
 
-    def _pauses(self) -> float:
-        late_ms = self._group.now_ms() - self._group.machine.next_expiry_ms()
-        return LATE_PAUSES if late_ms > LATE_MS else PAUSES
+    def _pause(self) -> float:
+        """How long to leave the node to others, after the work that was just applied."""
+        group, now = self._group, asyncio.get_running_loop().time()
+        is_late = group.now_ms() - group.machine.next_expiry_ms() > LATE_MS or (
+            now >= self._next_compaction and not group.machine.is_trimmed
+        )
+        pauses = LATE_PAUSES if is_late else PAUSES
+        return max(pauses * group.apply_seconds, MIN_PAUSE_SECONDS)
 
     async def _keep_clock(self) -> None:
         if self.store_clock(drift_ms=CLOCK_DRIFT_MS):
