@@ -48,6 +48,7 @@ LOG_LINES: Final = {
 }
 PROBE_SECONDS: Final = 2.0
 WATCHER: Final = "w1"
+LAST_LEASE_SECONDS: Final = 5.0
 LATE_WATCH_SECONDS: Final = 120.0
 """For reading all history once more."""
 ON_TOP: Final = ("kill-leader", "kill-follower", "pause-leader")
@@ -100,6 +101,7 @@ class Run:
         self._accidents: list[str] = []
         self._ledger: dict[str, object] = {}
         self._contents: dict[str, Content] = {}
+        self._last_leases: list[leases.LeaseCall] = []
         self._last_reads: list[Record] = []
 
     async def carry_out(self, progress: Callable[[str], None]) -> Outcome:
@@ -124,7 +126,7 @@ class Run:
             events=self._events,
             ledger=self._ledger,
             contents=self._contents,
-            leases=[*self._lease_calls()],
+            leases=[*self._lease_calls(), *self._last_leases],
             watches={**self._watched(), LATE: self._late},
             accidents=[*self._accidents, *self._nodes.accidents],
         )
@@ -288,6 +290,8 @@ class Run:
             await recorder.get(key)
         self._ledger = {entry.key: entry.value async for entry in kv.scan(LEDGER)}
 
+        await self._see_one_expire(kv)
+
         async def is_removed() -> bool:
             """What has expired, and is not removed yet, is there in the past."""
             page = await kv.list(leases.LEASES, limit=1)
@@ -301,6 +305,19 @@ class Run:
             await watches.write_down(kv, "", self._late.append)
         await until("all nodes have applied the same", self._is_applied)
         await until("all nodes have hashed the same index", self._is_hashed)
+
+    async def _see_one_expire(self, kv: KV) -> None:
+        """However short the run was: a key lives, and then is gone."""
+        recorder = leases.LeaseRecorder(kv, client=AFTERWARDS, note=self._last_leases.append)
+        key = f"{leases.LEASES}{AFTERWARDS}"
+        await recorder.put(key, AFTERWARDS, LAST_LEASE_SECONDS)
+        await recorder.get(key)
+
+        async def is_gone() -> bool:
+            await recorder.get(key)
+            return self._last_leases[-1].found is False
+
+        await until("a key expires", is_gone)
 
     async def _is_applied(self) -> bool:
         statuses = await asyncio.gather(*map(self._nodes.status, self._nodes.members))
