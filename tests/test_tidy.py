@@ -138,6 +138,28 @@ def test_the_client_needs_the_node_only_for_embedded_stores_and_to_run_or_recove
     assert offenders(paths, "kvorum_node") == []
 
 
+def test_patterns_go_over_the_public_interface() -> None:
+    """A pattern that needs something private shows that the interface lacks something."""
+    private = ["grpc", "kvorumpb", "kvorum_node", "rocksdict", "google"]
+    private += [
+        f"kvorum.{name}"
+        for name in ("backends", "checks", "operations", "optimistic", "reading", "ranges")
+    ]
+    paths = sources(CLIENT / "patterns")
+    assert offenders(paths, *private) == []
+    wrong = [
+        f"{path.relative_to(ROOT)}: {node.value.id}.{node.attr}"
+        for path in paths
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("_")
+        and not node.attr.startswith("__")
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("kv", "txn", "store", "KV")
+    ]
+    assert wrong == []
+
+
 def test_clocks_and_chance_are_read_in_named_files_only() -> None:
     """Whatever reads a clock or draws a number cannot be replayed."""
     allowed = {
@@ -148,6 +170,8 @@ def test_clocks_and_chance_are_read_in_named_files_only() -> None:
         CLIENT / "watching.py": "the same",
         CLIENT / "loop_thread.py": "threads",
         CLIENT / "cli": "progress, waiting for processes",
+        CLIENT / "keys.py": "times that callers give, as text",
+        CLIENT / "patterns/sessions.py": "the secrets that tokens are",
         CLIENT / "durations.py": "timedelta, a length of time that callers give",
         CLIENT / "optimistic.py": "jitter between attempts",
     }

@@ -16,7 +16,7 @@ imported when it is first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from kvorum import errors, limits
+from kvorum import errors, keys, limits
 from kvorum.errors import (
     ClientForgotten,
     Closed,
@@ -32,6 +32,7 @@ from kvorum.errors import (
     InvalidArgument,
     InvalidCursor,
     InvalidTarget,
+    InvalidToken,
     KvorumError,
     LimitExceeded,
     MembershipChangeRefused,
@@ -55,6 +56,7 @@ from kvorum.errors import (
     TooStale,
     Unavailable,
     UniqueViolation,
+    UnknownFlag,
 )
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ __all__ = [
     "InvalidArgument",
     "InvalidCursor",
     "InvalidTarget",
+    "InvalidToken",
     "KvorumError",
     "LimitExceeded",
     "MembershipChangeRefused",
@@ -126,9 +129,11 @@ __all__ = [
     "Transaction",
     "Unavailable",
     "UniqueViolation",
+    "UnknownFlag",
     "Watch",
     "__version__",
     "errors",
+    "keys",
     "limits",
     "open",
     "open_sync",

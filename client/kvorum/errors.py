@@ -4,6 +4,7 @@
     ├── InvalidArgument         the request is wrong; never worth a retry
     │   ├── LimitExceeded       something is larger than its limit
     │   ├── InvalidCursor       the cursor was altered, or belongs to another list
+    │   ├── InvalidToken        the token is none that a session store has made
     │   ├── InvalidTarget       `open` was given an address it does not understand
     │   ├── NamespaceNotFound
     │   ├── Compacted           the revision asked for is not kept any more
@@ -18,6 +19,7 @@
     │   └── ResultTooLarge      a transaction reads more than it may return
     ├── Conflict                a check of a transaction did not hold; nothing was written
     ├── DecodeError             a value is not of the type it was asked for
+    ├── UnknownFlag             no such feature flag is set
     ├── Unavailable             not applied: a retry is safe, and the client has tried
     │   ├── NotLeader           ... here, but perhaps at the named node
     │   ├── NoLeader
@@ -101,6 +103,12 @@ class LimitExceeded(InvalidArgument):
 
 class InvalidCursor(InvalidArgument):
     reason = "INVALID_PAGE_TOKEN"
+
+
+class InvalidToken(InvalidArgument):
+    """A session token that no session store has made. The token is not in the message."""
+
+    reason = "INVALID_TOKEN"
 
 
 class InvalidTarget(InvalidArgument):
@@ -211,6 +219,13 @@ class Conflict(KvorumError):
         self.check = check
         self.key = key
         self.range = range
+
+
+class UnknownFlag(KvorumError, LookupError):
+    """Metadata: `flag`."""
+
+    reason = "UNKNOWN_FLAG"
+    code = Code.NOT_FOUND
 
 
 class DecodeError(KvorumError, ValueError):

@@ -5,7 +5,7 @@ threads, so that they share one connection and its batches.
 """
 
 import threading
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, overload
@@ -562,6 +562,17 @@ class SyncKV:
         """Like `KV.transaction`: `for`, `with`, and functions without await."""
         inner = self._kv.transaction(attempts=attempts, timeout=timeout)
         return SyncAttempts(inner, self._thread.call)
+
+    def run(self, work: Callable[[KV], Awaitable[T]]) -> T:
+        """Run an async function with the `KV` that is behind this, and return what it returns.
+
+        It runs in the store's own event loop, beside the calls of all threads: it must not block.
+        """
+
+        async def working() -> T:
+            return await work(self._kv)
+
+        return self._thread.call(working())
 
     def close(self) -> None:
         """Release the store and end its thread. Calls under way fail with `Closed`."""

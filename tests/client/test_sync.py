@@ -60,8 +60,9 @@ def shape(function: Any) -> list[tuple[str, Any, Any]]:
 
 @pytest.mark.parametrize(("waits", "blocks"), TWINS)
 def test_both_have_the_same_methods_with_the_same_parameters(waits: type, blocks: type) -> None:
-    # `open` is how a SyncKV is made: nothing a user calls.
-    names = public(blocks).keys() - {"open"}
+    # `open` is how a SyncKV is made, and its `run` is the way from one to the other.
+    own = {"open", "run"} if blocks is SyncKV else set()
+    names = public(blocks).keys() - own
     assert public(waits).keys() == names
     for name in names:
         assert shape(public(waits)[name]) == shape(public(blocks)[name]), name
@@ -253,3 +254,12 @@ def test_an_interrupted_call_is_cancelled() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False
     )
     assert ended.stdout == "interrupted\n"
+
+
+def test_an_async_function_runs_in_the_loop_of_the_store() -> None:
+    async def work(kv: KV) -> int:
+        await asyncio.gather(kv.put("a", 1), kv.put("b", 2))
+        return await kv.put("c", 3)
+
+    with kvorum.open_sync("memory:") as kv:
+        assert kv.run(work) == 3

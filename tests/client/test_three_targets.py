@@ -5,14 +5,10 @@ them. A test gets an empty store as `kv`. The cluster is started once for the mo
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
-import kvorum
 from kvorum import (
     KV,
     Conflict,
@@ -26,46 +22,12 @@ from kvorum import (
     UniqueViolation,
     limits,
 )
-from kvorum.cli.cluster_file import NoClusterHere
-from kvorum.cli.local_cluster import LocalCluster
 from kvorum.model import Algorithm
-from tests.support.node_processes import nodes_of
+from tests.support import targets
 
-FLAGS = ("--fsync", "off", "--tick-ms", "20", "--election-timeout-ms", "600")
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The target of three nodes."""
-    directory = tmp_path_factory.mktemp("three-targets")
-    local = LocalCluster(directory / "cluster")
-    try:
-        asyncio.run(local.up(nodes=3, base_port=0, flags=FLAGS))
-        yield local.target
-    finally:
-        with suppress(NoClusterHere):
-            local.kill_all()
-        assert nodes_of(directory) == []
-
-
-@pytest.fixture(params=["memory", "directory", pytest.param("cluster", marks=pytest.mark.cluster)])
-def target(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    match request.param:
-        case "memory":
-            return "memory:"
-        case "directory":
-            return str(tmp_path / "data")
-        case _:
-            started: str = request.getfixturevalue("cluster")
-            return started
-
-
-@pytest.fixture
-async def kv(target: str) -> AsyncIterator[KV]:
-    async with kvorum.open(target, timeout=30) as kv:
-        while await kv.delete_range(start="", limit=limits.MAX_RANGE_RECORDS):
-            pass
-        yield kv
+kv = targets.kv
+local_cluster = targets.local_cluster
+target = targets.target
 
 
 async def value_of(kv: KV, key: str) -> object:

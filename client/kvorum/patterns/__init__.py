@@ -1,0 +1,22 @@
+"""What applications build on a store again and again, right under concurrency and failure.
+
+Each pattern is one small module over the public interface of `KV` alone, and works on every
+kind of store:
+
+    Collection          records found by more than their key          collection.py
+    Counter             counts, exactly                               counter.py
+    Expiring            values that live for a while                  expiring.py
+    Paginator           a web list with next-page tokens              pagination.py
+    RateLimiter         so many in a window, decided by the store     rate_limiter.py
+    Cache               values under tags, computed once              cache.py
+    batch_get, ...      many keys at a time                           batch.py
+    SessionStore        logins that end when they should              sessions.py
+    FeatureFlags        features on for some, without a round trip    flags.py
+    chunked             values beyond the limit of a value            chunked.py
+
+`kvorum.patterns.sync` has the same names for threads. It is generated from these modules.
+
+Rules of this package: nothing of it is known to the store or to `KV`; a name that the program
+gives is checked (`keys.check_name`), text from outside is escaped (`keys.escape`); who decides
+what time it is, is the store.
+"""
