@@ -366,7 +366,7 @@ ELSEWHERE: Final = {
         f"{_WORK}.test_what_an_entry_replaces_is_bounded_and_what_was_too_much_may_come_again"
     ),
     "MAX_READING_TRANSACTIONS": (
-        "tests.node.test_dispatch.test_few_transactions_that_return_records_are_under_way_at_once"
+        "tests.node.test_dispatch.test_few_writes_that_return_records_are_under_way_at_once"
     ),
     "MAX_PAGE_BYTES": "tests.machine.test_listing.test_a_record_larger_than_a_page_is_a_page_alone",
     "MAX_LONG_LISTS": (

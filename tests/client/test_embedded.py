@@ -46,7 +46,7 @@ async def test_what_is_too_much_at_once_has_its_turn(
     monkeypatch.setattr(limits, "MAX_ENTRY_REPLACED_BYTES", 2_500)
     keys = [f"k{number}" for number in range(4 * limits.MAX_READING_TRANSACTIONS)]
     await asyncio.gather(*(kv.put(key, "v" * 1_000) for key in keys))
-    await asyncio.gather(*(kv.atomic().list("k", limit=1).commit() for _ in keys))
+    await asyncio.gather(*(kv.atomic().list("k", limit=1).touch(key, 60).commit() for key in keys))
     assert all(await asyncio.gather(*(kv.delete(key) for key in keys)))
     assert not (await kv.list()).entries
 

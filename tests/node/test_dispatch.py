@@ -457,13 +457,14 @@ async def test_reads_are_carried_out_when_their_replies_are_taken(
     ],
     ids=["get", "list"],
 )
-async def test_few_transactions_that_return_records_are_under_way_at_once(
+async def test_few_writes_that_return_records_are_under_way_at_once(
     operation: Operation,
 ) -> None:
     """Each of them may return 32 MiB, and all of them wait in memory for their entry."""
 
     def read_in_transaction(call: int) -> Call:
-        return Call(id=call, txn=TxnRequest(transaction=commands.transaction(operation)))
+        transaction = commands.transaction(operation, commands.put(b"%d" % call))
+        return Call(id=call, txn=TxnRequest(transaction=transaction))
 
     async with DrivenNode(voters=1) as n1:
         dispatcher = Dispatcher(n1.group)

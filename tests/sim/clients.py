@@ -44,7 +44,7 @@ from kvorumpb.v1.kv_pb2 import (
 from tests.sim.calls import Repertoire, Seen
 from tests.sim.host import Host
 from tests.sim.network import Network
-from tests.sim.oracle import Fits, Floor, Identity, Oracle, same_result
+from tests.sim.oracle import Fits, Floor, Identity, Oracle, only_reads, same_result
 from tests.sim.scheduler import MILLISECOND, Scheduler
 
 PATIENCE_TICKS: Final = (3, 8, 20, 60)
@@ -216,6 +216,8 @@ class Client:
             window = self._window = self._new_window()
         self._calls += 1
         request, transaction = self._repertoire.write(self._calls, self._seen)
+        if only_reads(transaction):
+            return self._operation(request, None)
         if random.random() < (0.85 if window.is_known else 0.1):
             written = _write_request(request)
             assert written is not None
@@ -397,6 +399,8 @@ class Client:
                 self._oracle.registered(client_id)
                 if client_id == self._window.client_id:
                     self._window.is_known = True
+            case "txn" if operated.transaction is None:
+                self._oracle.looked(request.txn.transaction, reply.txn.result, operated.floor)
             case _:
                 self._judge_write(operated, _fits(reply))
 
@@ -449,7 +453,7 @@ def _read_request(call: Call) -> _Read:
 
 
 def _is_stale(call: Call) -> bool:
-    return _read_request(call).consistency == Consistency.STALE
+    return _read_request(call).consistency == Consistency.STALE  # of no read, it is not said
 
 
 def _fits(reply: Reply) -> Fits:

@@ -17,7 +17,7 @@ check:
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from kvorum import limits
@@ -74,6 +74,8 @@ class Oracle:
         self._heard_time_ms = 0
         self._standings = [Standing(0, 0, 0)]
         """By index."""
+        self._oldest: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
+        """By revision and log time, which revisions were then the oldest."""
         self._states: defaultdict[int, list[tuple[int, Cells]]] = defaultdict(list)
         """By revision, the log times at which entries have left it, and all cells of then."""
         self._expiries: defaultdict[tuple[bytes, int], set[int]] = defaultdict(set)
@@ -83,6 +85,7 @@ class Oracle:
         self._known: set[int] = set()
         """Clients that were told so."""
         self._states[0].append((0, self.model.cells))
+        self._oldest[0, 0].add(0)
 
     @property
     def revision(self) -> int:
@@ -103,6 +106,7 @@ class Oracle:
             self._states[self.model.revision].append((self.model.log_time_ms, self.model.cells))
         model = self.model
         self._standings.append(Standing(model.revision, model.log_time_ms, model.oldest_revision))
+        self._oldest[model.revision, model.log_time_ms].add(model.oldest_revision)
         return stamp
 
     def _apply(self, entry: Entry, command: Command) -> None:
@@ -207,6 +211,35 @@ class Oracle:
                 f"value: {key!r} at {at} and {response.log_time_ms} was {_text(record)}, not"
                 f" {[cells.get(key) for cells in candidates]}"
             )
+
+    def looked(self, transaction: Transaction, result: TransactionResult, floor: Floor) -> None:
+        """A client was told the outcome of a transaction that only reads."""
+        at, time_ms = result.revision, result.log_time_ms
+        if not self._in_time(at, time_ms, floor, is_past=False):
+            return
+        command = Command(transaction=transaction)
+        expected = [
+            self._as_of(at, time_ms, oldest, cells).run(command)
+            for cells in self._at(at, time_ms)
+            for oldest in self._oldest[at, time_ms]
+        ]
+        if not any(same_result(one, result) for one in expected):
+            self.report(
+                f"value: {_text(transaction)} at {at} and {time_ms} was answered with"
+                f" {_text(result)}, not with {' or '.join(map(_text, expected))}"
+            )
+
+    def _as_of(self, revision: int, log_time_ms: int, oldest: int, cells: Cells) -> Model:
+        """The model as it was when it was there, as far as a read depends on it."""
+        events = {at: some for at, some in self.model.events.items() if at <= revision}
+        return replace(
+            self.model,
+            cells=cells,
+            revision=revision,
+            log_time_ms=log_time_ms,
+            oldest_revision=oldest,
+            events=events,
+        )
 
     def listed(
         self,
@@ -331,6 +364,15 @@ _FORGOTTEN = (OperationError.CLIENT_FORGOTTEN, OperationError.RESULT_FORGOTTEN)
 def is_unique(transaction: Transaction) -> bool:
     """Whether no other transaction is like it: every value that clients put is unique."""
     return any(one.HasField("put") for one in transaction.operations)
+
+
+def only_reads(transaction: Transaction) -> bool:
+    """Whether it costs no entry in the log, whichever branch runs."""
+    return all(
+        operation.WhichOneof("operation") in ("get", "list")
+        for branch in (transaction.operations, transaction.otherwise)
+        for operation in branch
+    )
 
 
 def same_result(one: TransactionResult, other: TransactionResult) -> bool:

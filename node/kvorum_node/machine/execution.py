@@ -111,7 +111,7 @@ class Execution:
     def _run(self, command: Command) -> TransactionResult:
         match command.WhichOneof("command"):
             case "transaction":
-                return self._transact(command.transaction)
+                return self.transact(command.transaction)
             case "sweep":
                 return self._sweep(command.sweep)
             case "compaction":
@@ -123,7 +123,8 @@ class Execution:
             case unexpected:
                 assert_never(unexpected)
 
-    def _transact(self, transaction: Transaction) -> TransactionResult:
+    def transact(self, transaction: Transaction) -> TransactionResult:
+        """Carry out one transaction."""
         working = self._working
         working.begin(self.revision + 1, self.log_time_ms)
         failed_check: int | None = None

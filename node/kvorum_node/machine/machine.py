@@ -36,7 +36,7 @@ from kvorum_node.raft.types import Entry, EntryKind, GroupId, Index
 from kvorum_node.storage import layout
 from kvorum_node.storage.engine import Batch, Engine, Family
 from kvorum_node.storage.layout import ClockReading, ExpiryKind, Space
-from kvorumpb.v1.command_pb2 import Record, TransactionResult, Verdict
+from kvorumpb.v1.command_pb2 import Record, Transaction, TransactionResult, Verdict
 from kvorumpb.v1.kv_pb2 import ListRequest, ListResponse
 
 Results: TypeAlias = list[list[TransactionResult]]
@@ -183,6 +183,14 @@ class Machine:
         if record is not None and record.value_apart:
             records.complete(record, key, self._tables().values)
         return record
+
+    def read(self, transaction: Transaction) -> TransactionResult:
+        """What a transaction that writes nothing returns, by the state as it is now.
+
+        In either branch it has no operations but gets and lists.
+        """
+        execution = Execution(self._tables(), self._standing, self._clients)
+        return execution.transact(transaction)
 
     def read_history(self) -> history.History:
         """The events that are kept, for the moment: whatever happens next ends its use."""

@@ -115,15 +115,16 @@ class Dispatcher:
                 validation.validate_known(call, "the call")
                 if shortage is not None and takes_space(call):
                     raise shortage
-                reading = _returns_records(call)
-                if reading and self._may_read_no_more():
-                    raise _too_many_reading_transactions()
-                if _add_command(call, commands):
-                    writes.append(call)
-                    self._reading_transactions += reading
-                else:
+                if _only_reads(call):
                     _validate_read(call)
                     reads.append(call)
+                else:
+                    reading = _returns_records(call)
+                    if reading and self._may_read_no_more():
+                        raise _too_many_reading_transactions()
+                    _add_command(call, commands)
+                    writes.append(call)
+                    self._reading_transactions += reading
             except KvorumError as error:
                 refused.append(Reply(id=call.id, error=to_status(error)))
             timeout_ms = max(timeout_ms, call.timeout_ms or limits.MAX_CALL_TIMEOUT_MS)
@@ -184,7 +185,7 @@ class Dispatcher:
             if error is None:
                 emit(
                     [
-                        _write_reply(call, request, result)
+                        _result_reply(call, request, result)
                         for (call, request), result in zip(asked, future.result(), strict=True)
                     ]
                 )
@@ -198,6 +199,9 @@ class Dispatcher:
         lease: list[Call] = []
         stale: list[Call] = []
         for call in calls:
+            if call.WhichOneof("request") == "txn":
+                linearizable.append(call)
+                continue
             request = _read_request(call)
             match request.consistency:
                 case Consistency.STALE if request.max_staleness_ms and self._group.leads:
@@ -242,10 +246,14 @@ class Dispatcher:
         """The reply, or None if it takes long: then it is emitted when it is done."""
         reply = Reply(id=call.id)
         try:
-            if call.WhichOneof("request") == "get":
-                self._get(call.get, reply.get)
-            elif not self._list(call.list, reply, deadline, emit):
-                return None
+            match call.WhichOneof("request"):
+                case "get":
+                    self._get(call.get, reply.get)
+                case "txn":
+                    result = self._group.machine.read(call.txn.transaction)
+                    return _result_reply(call.id, "txn", result)
+                case _ if not self._list(call.list, reply, deadline, emit):
+                    return None
         except KvorumError as error:
             reply.error.CopyFrom(to_status(error))
         return reply
@@ -293,12 +301,26 @@ class Dispatcher:
             return listing.step()
 
 
-def _add_command(call: Call, commands: CommandBatch) -> bool:
-    """Add the call's command, if it is a write. Raises InvalidArgument, and adds nothing then."""
+def _only_reads(call: Call) -> bool:
+    """Whether the call needs no entry in the log: it is a read, whatever its checks decide."""
+    match call.WhichOneof("request"):
+        case "get" | "list":
+            return True
+        case "txn":
+            return all(
+                operation.WhichOneof("operation") in ("get", "list")
+                for branch in (call.txn.transaction.operations, call.txn.transaction.otherwise)
+                for operation in branch
+            )
+        case _:
+            return False
+
+
+def _add_command(call: Call, commands: CommandBatch) -> None:
+    """Add the command of a write. Raises InvalidArgument, and adds nothing then."""
     match call.WhichOneof("request"):
         case "txn":
-            validation.validate_namespace(call.txn.namespace)
-            validation.validate_transaction(call.txn.transaction)
+            _validate_transaction(call.txn)
             command = _command_of(call.txn, commands)
             command.transaction.CopyFrom(call.txn.transaction)
         case "put":
@@ -324,11 +346,8 @@ def _add_command(call: Call, commands: CommandBatch) -> bool:
             validation.validate_client(call.register_client.client_id)
             command = commands.commands.add(client_id=call.register_client.client_id)
             command.register_client.SetInParent()
-        case "get" | "list":
-            return False
-        case None:
+        case _:
             raise InvalidArgument("the call has no request that this version knows")
-    return True
 
 
 def _command_of(
@@ -382,15 +401,23 @@ def _read_request(call: Call) -> GetRequest | ListRequest:
 
 
 def _validate_read(call: Call) -> None:
-    if call.WhichOneof("request") == "get":
-        validation.validate_namespace(call.get.namespace)
-        validation.validate_get(call.get)
-    else:
-        validation.validate_namespace(call.list.namespace)
-        validation.validate_list(call.list)
+    match call.WhichOneof("request"):
+        case "get":
+            validation.validate_namespace(call.get.namespace)
+            validation.validate_get(call.get)
+        case "list":
+            validation.validate_namespace(call.list.namespace)
+            validation.validate_list(call.list)
+        case _:
+            _validate_transaction(call.txn)
 
 
-def _write_reply(call: int, request: str | None, result: TransactionResult) -> Reply:
+def _validate_transaction(request: TxnRequest) -> None:
+    validation.validate_namespace(request.namespace)
+    validation.validate_transaction(request.transaction)
+
+
+def _result_reply(call: int, request: str | None, result: TransactionResult) -> Reply:
     reply = Reply(id=call)
     if result.HasField("error"):
         reply.error.CopyFrom(to_status(_error_of(result.error)))
