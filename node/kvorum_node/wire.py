@@ -156,7 +156,9 @@ def _decode_entry(index: Index, wire: pb.LogEntry) -> Entry:
         try:
             Configuration.decode(wire.data)
         except DecodeError as error:
-            raise NotUnderstood(f"entry {position} is no configuration") from error
+            raise NotUnderstood(
+                f"entry {position} is no configuration that this version can read"
+            ) from error
     return Entry(index, position.term, kind, wire.data)
 
 
@@ -179,7 +181,9 @@ def decode_header(wire: pb.SnapshotHeader) -> Header:
     try:
         configuration = Configuration.decode(wire.configuration)
     except DecodeError as error:
-        raise NotUnderstood(f"the snapshot at {last} has no configuration") from error
+        raise NotUnderstood(
+            f"the snapshot at {last} has no configuration that this version can read"
+        ) from error
     return Header(
         group=GroupId(wire.group),
         sender=NodeId(wire.hello.sender),

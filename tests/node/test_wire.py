@@ -181,11 +181,22 @@ def test_an_entry_of_an_unknown_kind_is_refused_and_not_taken_for_another() -> N
         wire.decode(arrived)
 
 
-def test_a_configuration_that_is_none_is_not_passed_on() -> None:
-    entry = Entry(Index(12), Term(3), EntryKind.CONFIGURATION, b"\xff")
+# Field 15, a varint: of the configuration, and of a member.
+LATER_FIELD = b"\x78\1"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff",
+        MEMBERS.encode() + LATER_FIELD,
+        MEMBERS.encode() + b"\x0a\4\x08\4" + LATER_FIELD,
+    ],
+    ids=["garbage", "a later field", "a later field of a member"],
+)
+def test_a_configuration_that_is_none_or_a_later_one_is_not_passed_on(data: bytes) -> None:
+    entry = Entry(Index(12), Term(3), EntryKind.CONFIGURATION, data)
     with pytest.raises(NotUnderstood, match="entry 12@3 is no configuration"):
         wire.decode(sent(append_entries(entry)))
     with pytest.raises(NotUnderstood, match="the snapshot at 9@3 has no configuration"):
-        wire.decode_header(
-            raft_pb2.SnapshotHeader(last_index=9, last_term=3, configuration=b"\xff")
-        )
+        wire.decode_header(raft_pb2.SnapshotHeader(last_index=9, last_term=3, configuration=data))

@@ -201,8 +201,13 @@ def test_a_restore_does_not_go_back(host: Host) -> None:
         host.log.restore(Batch(), Position(Index(4), Term(1)), members(3))
 
 
-def test_an_entry_that_holds_no_configuration_is_refused(host: Host) -> None:
-    broken = Entry(Index(1), Term(1), EntryKind.CONFIGURATION, b"\xff")
+@pytest.mark.parametrize(
+    "data", [b"\xff", members(3).encode() + b"\x78\1"], ids=["garbage", "a later field"]
+)
+def test_an_entry_that_holds_no_configuration_or_a_later_one_is_refused(
+    host: Host, data: bytes
+) -> None:
+    broken = Entry(Index(1), Term(1), EntryKind.CONFIGURATION, data)
     with pytest.raises(StorageError, match="1@1 holds no configuration"):
         host.log.append(Batch(), [broken])
     key = layout.entry_key(GROUP, Index(1))

@@ -9,7 +9,7 @@ comes with the entry.
 How a write passes through, in the order to read the files:
 
     commands.py      an entry's data becomes commands, or stops the node, also at a field
-                     that it does not know (unknown_fields.py)
+                     that it does not know (kvorum_node/unknown_fields.py)
     execution.py     commands run one after the other, each atomic, on an overlay
     clients.py       a write that comes again is answered and not run
     machine.py       the overlay and where it leads to (standing.py) go to the engine
@@ -33,7 +33,6 @@ from kvorum_node.machine.history import History, PastEvent
 from kvorum_node.machine.listing import Listing
 from kvorum_node.machine.machine import Machine, Transition
 from kvorum_node.machine.snapshot import SnapshotDamaged, SnapshotReader, Staging
-from kvorum_node.machine.unknown_fields import has_unknown_fields
 
 __all__ = [
     "FORMAT",
@@ -50,5 +49,4 @@ __all__ = [
     "Staging",
     "Transition",
     "UnknownCommand",
-    "has_unknown_fields",
 ]

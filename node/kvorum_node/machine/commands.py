@@ -20,8 +20,8 @@ from google.protobuf.message import DecodeError
 from kvorum import limits
 from kvorum.errors import StorageError
 from kvorum_node.machine.rate_limits import ALGORITHMS
-from kvorum_node.machine.unknown_fields import has_unknown_fields
 from kvorum_node.raft.types import Entry
+from kvorum_node.unknown_fields import has_unknown_fields
 from kvorumpb.v1.command_pb2 import CommandBatch, Operation, Transaction
 
 FORMAT: Final = 2

@@ -17,7 +17,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from google.protobuf.message import DecodeError
+
 from kvorum_node.raft.types import NodeId, node_name
+from kvorum_node.unknown_fields import has_unknown_fields
 from kvorumpb.v1.command_pb2 import GroupConfiguration
 
 NOBODY: Final[frozenset[NodeId]] = frozenset()
@@ -186,8 +189,14 @@ class Configuration:
 
     @classmethod
     def decode(cls, data: bytes) -> "Configuration":
-        """Raises google.protobuf.message.DecodeError if the data is no configuration."""
+        """Raises DecodeError if the data is no configuration, or one of a later version.
+
+        A configuration holds as soon as it is appended: with a part of it, this node would count
+        votes in another way than the others.
+        """
         message = GroupConfiguration.FromString(data)
+        if has_unknown_fields(message):
+            raise DecodeError("the configuration has a field that this version does not know")
         members = (*message.voters, *message.learners, *message.outgoing)
         return cls(
             voters=_ids(one.id for one in message.voters),

@@ -7,7 +7,7 @@ a put that is to be made on a condition, say, which this version would make on n
 from google.protobuf.message import Message
 
 from kvorum.errors import InvalidArgument
-from kvorum_node.machine import has_unknown_fields
+from kvorum_node.unknown_fields import has_unknown_fields
 
 
 def validate_known(request: Message, what: str) -> None:
