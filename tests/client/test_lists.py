@@ -76,8 +76,11 @@ async def test_both_directions(store: KV) -> None:
     scanned = [entry.value async for entry in store.scan("p:", page_size=3, reverse=True)]
     assert scanned == list(range(9, -1, -1))
     cursor = (await store.list("p:", limit=1)).cursor
-    with pytest.raises(InvalidCursor, match="another direction"):
+    with pytest.raises(InvalidCursor, match=r"^the cursor .*another direction"):
         await store.list("p:", limit=1, cursor=cursor, reverse=True)
+    for altered in ("made up", f"{cursor}x", f"{cursor}"[:-4]):
+        with pytest.raises(InvalidCursor, match=r"^the cursor "):
+            await store.list("p:", limit=1, cursor=altered)
 
 
 async def test_keys_only(store: KV) -> None:

@@ -270,7 +270,7 @@ def test_a_negative_page_size(size: int) -> None:
 
 @pytest.mark.parametrize("size", [limits.MAX_PAGE_RECORDS + 1, 2**31 - 1])
 def test_a_page_size_above_its_limit(size: int) -> None:
-    with pytest.raises(LimitExceeded, match="follow the page token") as raised:
+    with pytest.raises(LimitExceeded, match=r"follow the cursor \(page_token\)") as raised:
         validate_list(ListRequest(page_size=size))
     _assert_limit(raised, "MAX_PAGE_RECORDS", size)
 

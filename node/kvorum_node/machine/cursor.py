@@ -48,7 +48,9 @@ _LONGEST: Final = (
 )
 _LONGEST_TEXT: Final = _LONGEST * 4 // 3 + 1
 
-_REMEDY: Final = "pass on the token of the page before exactly as it came, or start again without"
+_CURSOR: Final = "the cursor (page_token)"
+"""The client library and the protocol each have a word for it."""
+_REMEDY: Final = "pass on that of the page before exactly as it came, or start again without"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +128,10 @@ def decode(token: str, selection: Selection) -> Cursor:
     if not content:
         raise _cut_short()
     if raw[-_DIGEST_BYTES:] != _checksum(content):
-        raise InvalidCursor(f"the page token was altered or cut short: {_REMEDY}")
+        raise InvalidCursor(f"{_CURSOR} was altered or cut short: {_REMEDY}")
     if content[0] != VERSION:
         raise InvalidCursor(
-            f"the page token has version {content[0]}, and this node reads {VERSION}: another "
+            f"{_CURSOR} has version {content[0]}, and this node reads {VERSION}: another "
             "version of kvorum made it; start again without it"
         )
     try:
@@ -165,23 +167,23 @@ def _decode_rest(rest: bytes, flags: int, selection: Selection) -> Cursor:
 
 
 def _of_another(what: str) -> InvalidCursor:
-    return InvalidCursor(f"the page token belongs to a list of another {what}: {_REMEDY}")
+    return InvalidCursor(f"{_CURSOR} belongs to a list of another {what}: {_REMEDY}")
 
 
 def _cut_short() -> InvalidCursor:
-    return InvalidCursor(f"the page token is cut short: {_REMEDY}")
+    return InvalidCursor(f"{_CURSOR} is cut short: {_REMEDY}")
 
 
 def _from_base64(token: str) -> bytes:
     if len(token) > _LONGEST_TEXT:
-        raise InvalidCursor(f"the page token is longer than any that was given out: {_REMEDY}")
+        raise InvalidCursor(f"{_CURSOR} is longer than any that was given out: {_REMEDY}")
     try:
         raw = urlsafe_b64decode(token + "=" * (-len(token) % 4))
     except (binascii.Error, ValueError) as error:
-        raise InvalidCursor(f"the page token is no page token: {_REMEDY}") from error
+        raise InvalidCursor(f"{_CURSOR} is none: {_REMEDY}") from error
     # The decoder skips what is not of its alphabet, and the bits left over in the last letter.
     if urlsafe_b64encode(raw).rstrip(b"=") != token.encode():
-        raise InvalidCursor(f"the page token was altered: {_REMEDY}")
+        raise InvalidCursor(f"{_CURSOR} was altered: {_REMEDY}")
     return raw
 
 

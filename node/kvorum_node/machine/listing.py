@@ -114,8 +114,9 @@ class Listing:
             if told.place is not None:
                 if request.revision not in (0, told.place.revision):
                     raise InvalidCursor(
-                        f"the page token is of a snapshot at revision {told.place.revision}, not"
-                        f" {request.revision}: leave the revision out after the first page"
+                        "the cursor (page_token) is of a snapshot at revision"
+                        f" {told.place.revision}, not {request.revision}: leave the revision out"
+                        " after the first page"
                     )
                 place = told.place
         history.require_readable(place.revision, view.oldest_revision, view.revision)

@@ -55,7 +55,7 @@ def validate_page_size(page_size: int) -> None:
     if page_size > limits.MAX_PAGE_RECORDS:
         raise LimitExceeded(
             f"the page size is {page_size:,} records, more than "
-            f"{limits.MAX_PAGE_RECORDS:,}: ask for less and follow the page token",
+            f"{limits.MAX_PAGE_RECORDS:,}: ask for less and follow the cursor (page_token)",
             limit="MAX_PAGE_RECORDS",
             maximum=limits.MAX_PAGE_RECORDS,
             actual=page_size,
