@@ -133,6 +133,7 @@ def decode_page(response: ListResponse, value_type: ValueType, *, keys_only: boo
         complete=not response.next_page_token,
         revision=response.revision,
         count=response.count if response.HasField("count") else None,
+        at=instant(response.log_time_ms),
     )
 
 

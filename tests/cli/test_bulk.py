@@ -36,7 +36,8 @@ class ScriptedStore:
         self.most_under_way = 0
 
     async def put(self, key: str, value: bytes, **options: object) -> int:
-        assert options == {"type": "bytes"}
+        nothing = {"ttl": None, "metadata": None, "index_entries": None}
+        assert options == {"type": "bytes", **nothing}
         self.puts.append(key)
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)

@@ -222,6 +222,29 @@ def test_what_is_exported_is_imported_to_the_same_bytes(store: Store, tmp_path: 
     assert copy("export").out_bytes == lines.read_bytes()
 
 
+def test_an_export_has_what_is_beside_the_values(store: Store, tmp_path: Path) -> None:
+    by_name = library.IndexEntry("name", "alice", unique=True)
+    with library.open_sync(store.target) as kv:
+        kv.put("a", 1, metadata=b"\xff", index_entries=[by_name], ttl=3600)
+        before = kv.ttl("a")
+    lines = tmp_path / "lines"
+    store("export", "--output", str(lines))
+    exported = json.loads(lines.read_bytes())
+    assert before is not None
+    assert 3000 < exported["ttl"] <= before
+
+    # A ttl is what is left, and counts from the import on: no time passes in a file.
+    copy = Store(tmp_path / "copy")
+    lines.write_bytes(lines.read_bytes() + b'{"key": "old", "value": 1}\n')
+    assert copy("import", str(lines)).err == "imported 2 records\n"
+    with library.open_sync(copy.target) as kv:
+        [entry] = kv.list(index="name", value="alice")
+        assert (entry.key, entry.metadata, entry.index_entries) == ("a", b"\xff", (by_name,))
+        assert entry.expires_at is not None
+        assert entry.expires_at - entry.updated_at == timedelta(seconds=exported["ttl"])
+        assert kv.ttl("old") is None
+
+
 def test_export_takes_only_the_prefix(store: Store) -> None:
     store("put", "a:1", "1")
     store("put", "b:1", "2")

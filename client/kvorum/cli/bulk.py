@@ -133,7 +133,14 @@ async def _put_until_acknowledged(kv: "KV", record: Record) -> None:
     give_up_at = loop.time() + REPEAT_SECONDS
     while True:
         try:
-            await kv.put(record.key, record.value, type="bytes")
+            await kv.put(
+                record.key,
+                record.value,
+                ttl=record.ttl,
+                metadata=record.metadata or None,
+                index_entries=record.index_entries or None,
+                type="bytes",
+            )
         except (OutcomeUnknown, DeadlineExceeded, Unavailable):
             if loop.time() >= give_up_at:
                 raise

@@ -5,7 +5,6 @@ pipe is the data itself, and `--json` is for scripts.
 """
 
 import asyncio
-import base64
 import json
 import sys
 from collections.abc import Awaitable, Callable
@@ -383,28 +382,14 @@ def _print_survey(survey: "Survey") -> None:
 def describe(entry: "Entry[bytes]") -> dict[str, Any]:
     """The entry as an object for JSON."""
     return {
-        **records.describe(records.Record(entry.key, entry.value)),
+        **records.describe(records.of_entry(entry, None)),
         "revision": entry.revision,
         "created_revision": entry.created_revision,
         "version": entry.version,
         "updated_at": show_instant(entry.updated_at),
         "expires_at": None if entry.expires_at is None else show_instant(entry.expires_at),
-        **_describe_extras(entry),
         **({} if entry.index_value is None else {"index_value": entry.index_value}),
     }
-
-
-def _describe_extras(entry: "Entry[bytes]") -> dict[str, Any]:
-    """What most entries do not have."""
-    extras: dict[str, Any] = {}
-    if entry.metadata:
-        extras["metadata_base64"] = base64.b64encode(entry.metadata).decode("ascii")
-    if entry.index_entries:
-        extras["index_entries"] = [
-            {"index": one.index, "value": one.value, "unique": one.unique}
-            for one in entry.index_entries
-        ]
-    return extras
 
 
 def show_instant(at: datetime) -> str:

@@ -21,7 +21,6 @@ from rich.progress import (
 from kvorum import limits
 from kvorum.cli import bulk, console, records
 from kvorum.cli.data import STDIN, TargetOption, TimeoutOption, choose_target, with_store
-from kvorum.cli.records import Record
 
 if TYPE_CHECKING:
     from kvorum import KV
@@ -43,13 +42,14 @@ def import_(
     """Write the records of a file of JSON lines.
 
     Each line is {"key": "...", "value": ...}; "text" or "base64" (strings) stand
-    in place of "value" for what is not JSON.
+    in place of "value" for what is not JSON. A line may also have "ttl" (the seconds that
+    the key lives from its import on; without it, for ever), "metadata_base64" (a string),
+    and "index_entries": [{"index": "...", "value": "...", "unique": false}, ...].
 
     The import must be the only writer of its keys while it runs: a put that was
-    not answered in time is repeated, which changes nothing then. What it writes
-    stays for ever, and has no metadata and no index entries. A malformed line ends the
+    not answered in time is repeated, which changes nothing then. A malformed line ends the
     import with its number; the lines before it are written. To import the file
-    again is safe.
+    again is safe: it sets the same values, and begins the times to live anew.
     """
     chosen = choose_target(target)
     source = _open_source(file)
@@ -83,18 +83,26 @@ def export(
 ) -> None:
     """Print every record as a line of JSON.
 
-    `kvorum import` reads the lines back to the same bytes. Pages are read one
-    after the other: a key that changes meanwhile is as it was when its page was
-    read. Times to live, metadata and index entries are left out.
+    `kvorum import` reads the lines back to the same bytes, metadata and index entries
+    included. Pages are read one after the other: a key that changes meanwhile is as it was
+    when its page was read. "ttl" is how many seconds the key had left then; they count on from
+    when it is imported, wherever that is. Revisions and versions begin anew there, and rate
+    limits are left out.
     """
     with _open_sink(output) as sink, _progress("exporting", None) as progress:
 
         async def work(kv: "KV") -> None:
-            async for entry in kv.scan(prefix, type="bytes"):
-                line = records.format_record(Record(entry.key, entry.value))
-                sink.write(line)
-                progress.bytes += len(line)
-                progress.count()
+            cursor, complete = None, False
+            while not complete:
+                page = await kv.list(
+                    prefix, limit=limits.DEFAULT_PAGE_RECORDS, cursor=cursor, type="bytes"
+                )
+                for entry in page:
+                    line = records.format_record(records.of_entry(entry, page.at))
+                    sink.write(line)
+                    progress.bytes += len(line)
+                    progress.count()
+                cursor, complete = page.cursor, page.complete
             sink.flush()
 
         with_store(target, timeout, work)
