@@ -45,7 +45,14 @@ class FakeAdmin:
     async def survey(self, *, timeout: float) -> Survey:
         del timeout
         leader = cluster_pb2.GetStatusResponse(
-            name="n1", role=cluster_pb2.LEADER, store_bytes=10, quota_bytes=20, alarms=[FULL]
+            name="n1",
+            role=cluster_pb2.LEADER,
+            oldest_revision=7,
+            store_bytes=12_345_678,
+            quota_bytes=2_000_000_000,
+            free_bytes=34_500_000_000,
+            min_free_bytes=256_000_000,
+            alarms=[FULL],
         )
         follower = cluster_pb2.GetStatusResponse(name="n2", alarms=[FULL])
         return Survey.of([("h1:1", leader), ("h2:1", follower)])
@@ -80,4 +87,12 @@ def test_status_says_once_that_writes_are_refused(admin: FakeAdmin) -> None:
     assert ran.out.count("writes are refused: n2 is [full]. Deletes and `kvorum compact`") == 1
     rows = json.loads(kvorum("status", "--json", env=TARGET).out)["nodes"]
     assert [row["alarms"] for row in rows] == [["n2 is [full]"]] * 2
-    assert (rows[0]["store_bytes"], rows[0]["quota_bytes"]) == (10, 20)
+    assert (rows[0]["store_bytes"], rows[0]["quota_bytes"]) == (12_345_678, 2_000_000_000)
+    assert (rows[0]["free_bytes"], rows[0]["min_free_bytes"]) == (34_500_000_000, 256_000_000)
+    assert rows[1]["free_bytes"] is None
+
+
+def test_status_shows_how_much_room_there_is(admin: FakeAdmin) -> None:
+    lines = [" ".join(line.split()) for line in kvorum("status", env=TARGET).out.splitlines()]
+    assert "n1 7 12.3 MB 2.0 GB 34.5 GB none" in lines
+    assert "n2 0 0 bytes none quota" in lines  # the alarm is of n2 alone, though n1 says so, too

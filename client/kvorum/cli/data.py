@@ -374,6 +374,13 @@ def _print_survey(survey: "Survey") -> None:
             outcome.version,
         )
     console.out().print(table)
+    if survey.answers:
+        sizes = node_view.SPACE_HEADINGS[1:-1]
+        room = console.new_table(*node_view.SPACE_HEADINGS, numbers=sizes)
+        for status in survey.answers.values():
+            room.add_row(*node_view.space_row(status))
+        console.out().print()
+        console.out().print(room)
     node_view.print_alarms(survey.answers.values())
     for problem in problems:
         console.err().print(escape(problem), soft_wrap=True)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from rich.filesize import decimal
 from rich.markup import escape
 
 from kvorum.cli import console
@@ -14,6 +15,8 @@ COUNTERS: Final = ("term", "last_index", "commit_index", "applied_index", "revis
 """Fields of GetStatusResponse."""
 
 COUNTER_HEADINGS: Final = ("term", "last", "commit", "applied", "revision")
+
+SPACE_HEADINGS: Final = ("name", "oldest revision", "store", "quota", "free on disk", "alarms")
 
 
 def role(status: "cluster_pb2.GetStatusResponse | None") -> str | None:
@@ -64,16 +67,41 @@ def print_alarms(statuses: "Iterable[cluster_pb2.GetStatusResponse | None]") -> 
     for message in alarms(statuses):
         console.out().print(
             f"[bold red]writes are refused[/]: {escape(message)}. Deletes and `kvorum compact`"
-            " make room",
+            " make room, and it ends by itself once there is some",
             soft_wrap=True,
         )
 
 
 def space(status: "cluster_pb2.GetStatusResponse | None") -> dict[str, Any]:
     """History, disk and alarms by their names in the protocol."""
-    names = ("oldest_revision", "log_time_ms", "store_bytes", "quota_bytes")
+    names = ("oldest_revision", "log_time_ms", "store_bytes", "quota_bytes", "min_free_bytes")
     facts = {name: None if status is None else getattr(status, name) for name in names}
-    return {**facts, "alarms": None if status is None else alarms([status])}
+    return {
+        **facts,
+        "free_bytes": None if status is None else _free_bytes(status),
+        "alarms": None if status is None else alarms([status]),
+    }
+
+
+def space_row(status: "cluster_pb2.GetStatusResponse") -> list[str]:
+    """The same for a table with SPACE_HEADINGS: sizes as a reader wants them."""
+    from kvorumpb.v1 import cluster_pb2  # noqa: PLC0415 - loaded already if there is a status
+
+    kinds = {alarm.kind for alarm in status.alarms if alarm.node == status.name}
+    names = [cluster_pb2.Alarm.Kind.Name(kind).lower().replace("_", " ") for kind in sorted(kinds)]
+    free = _free_bytes(status)
+    return [
+        escape(status.name),
+        str(status.oldest_revision),
+        decimal(status.store_bytes),
+        decimal(status.quota_bytes) if status.quota_bytes else "none",
+        "" if free is None else decimal(free),
+        f"[bold red]{', '.join(names)}[/]" if names else "none",
+    ]
+
+
+def _free_bytes(status: "cluster_pb2.GetStatusResponse") -> int | None:
+    return status.free_bytes if status.HasField("free_bytes") else None
 
 
 def cell(value: object) -> str:

@@ -82,6 +82,8 @@ class ClusterService:
             log_time_ms=group.machine.log_time_ms,
             store_bytes=self._node.watchman.space.store_bytes,
             quota_bytes=self._node.watchman.bounds.quota_bytes,
+            free_bytes=self._node.watchman.space.free_bytes,
+            min_free_bytes=self._node.watchman.bounds.min_free_bytes,
             alarms=self._node.alarms,
         )
 

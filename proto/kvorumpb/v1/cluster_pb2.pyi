@@ -154,6 +154,8 @@ class GetStatusResponse(_message.Message):
     QUOTA_BYTES_FIELD_NUMBER: _builtins.int
     ALARMS_FIELD_NUMBER: _builtins.int
     WATCHES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    MIN_FREE_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     cluster_id: _builtins.str
     version: _builtins.str
@@ -181,6 +183,11 @@ class GetStatusResponse(_message.Message):
     quota_bytes: _builtins.int
     watches: _builtins.int
     """Watches that the node serves."""
+    free_bytes: _builtins.int
+    """What is left in the file system of the data directory, when it was last looked at, and
+    what is to be left. Absent as long as nobody has looked.
+    """
+    min_free_bytes: _builtins.int
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]: ...
     @_builtins.property
@@ -210,12 +217,16 @@ class GetStatusResponse(_message.Message):
         quota_bytes: _builtins.int = ...,
         alarms: _abc.Iterable[Global___Alarm] | None = ...,
         watches: _builtins.int = ...,
+        free_bytes: _builtins.int | None = ...,
+        min_free_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "free_bytes", b"free_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "applied_index", b"applied_index", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "first_index", b"first_index", "last_index", b"last_index", "leader", b"leader", "log_bytes", b"log_bytes", "log_time_ms", b"log_time_ms", "members", b"members", "members_changing", b"members_changing", "name", b"name", "oldest_revision", b"oldest_revision", "quota_bytes", b"quota_bytes", "revision", b"revision", "role", b"role", "store_bytes", b"store_bytes", "term", b"term", "version", b"version", "watches", b"watches"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "alarms", b"alarms", "applied_index", b"applied_index", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "first_index", b"first_index", "free_bytes", b"free_bytes", "last_index", b"last_index", "leader", b"leader", "log_bytes", b"log_bytes", "log_time_ms", b"log_time_ms", "members", b"members", "members_changing", b"members_changing", "min_free_bytes", b"min_free_bytes", "name", b"name", "oldest_revision", b"oldest_revision", "quota_bytes", b"quota_bytes", "revision", b"revision", "role", b"role", "store_bytes", b"store_bytes", "term", b"term", "version", b"version", "watches", b"watches"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__free_bytes: _TypeAlias = _typing.Literal["free_bytes"]  # noqa: Y015
+    _WhichOneofArgType__free_bytes: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__free_bytes) -> _WhichOneofReturnType__free_bytes | None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
 
