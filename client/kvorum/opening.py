@@ -76,7 +76,8 @@ def open(
 
     `timeout`, in seconds, and `type`, "json", "text" or "bytes", are what calls
     use that do not say otherwise. Opening a cluster does not wait for it: the
-    first call does. Raises `InvalidTarget`, and for a directory `StorageError`.
+    first call does. Raises `InvalidTarget`, and for a directory `StorageError`. A store in a
+    directory refuses writes with `QuotaExceeded` while its disk has less than 256 MiB left.
     """
     return Opening(parse_target(target), check_timeout(timeout), check_type(type))
 

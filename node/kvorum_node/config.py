@@ -16,8 +16,8 @@ from typing import Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from kvorum import limits
-from kvorum.limits import MIB
 from kvorum_node.raft.types import NodeId
+from kvorum_node.space import MIN_FREE_BYTES
 
 _NAME: Final = r"n[1-9][0-9]{0,8}"
 
@@ -75,7 +75,7 @@ class NodeConfig(BaseModel):
     """What log and state may take together, 0 for no limit. Beyond it, writes are refused until
     deletes and compaction have made room."""
 
-    min_free_bytes: int = Field(default=256 * MIB, ge=0)
+    min_free_bytes: int = Field(default=MIN_FREE_BYTES, ge=0)
     """What is to be left in the file system of the data directory; the same happens below it.
     Smaller: a disk that is filled quickly may stop the node before it notices. 0: it will."""
     verify_interval_seconds: float = Field(default=86_400.0, ge=0, le=366 * 86_400.0)

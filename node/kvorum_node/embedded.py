@@ -2,7 +2,9 @@
 
 It is a group of one voter, with the same log and the same state machine as a
 cluster, and without a network. In memory it keeps its promises as long as the
-process lives; on a directory, an acknowledged write is on the disk.
+process lives; on a directory, an acknowledged write is on the disk, and a write is refused
+before the disk is full. (How much of it the store may take is the program's own affair: it has
+no quota.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +13,7 @@ from pathlib import Path
 from kvorum.errors import DataDirectoryMismatch
 from kvorum_node.node import Node, Timing, listing
 from kvorum_node.raft.types import NodeId
+from kvorum_node.space import MIN_FREE_BYTES, Bounds
 from kvorum_node.storage.data_directory import Identity, Storage
 from kvorum_node.watches import WatchStream
 from kvorumpb.v1.kv_pb2 import Call, Reply
@@ -38,7 +41,13 @@ class EmbeddedNode:
             storage = Storage.open(directory, None)
         try:
             alone = {storage.identity.node_id: ""}
-            node = Node(storage, alone, timing=Timing(), log_max_bytes=_LOG_MAX_BYTES)
+            node = Node(
+                storage,
+                alone,
+                timing=Timing(),
+                log_max_bytes=_LOG_MAX_BYTES,
+                bounds=Bounds(min_free_bytes=MIN_FREE_BYTES),
+            )
             _refuse_members(node, alone)
         except BaseException:
             storage.close()

@@ -19,11 +19,14 @@ from shutil import disk_usage
 from typing import Final
 
 from kvorum.errors import QuotaExceeded, StorageError
+from kvorum.limits import MIB
 from kvorum_node.storage.data_directory import Storage
 from kvorumpb.v1.cluster_pb2 import Alarm
 from kvorumpb.v1.command_pb2 import Operation
 from kvorumpb.v1.kv_pb2 import Call
 
+MIN_FREE_BYTES: Final = 256 * MIB
+"""What is to be left in the file system, unless the operator says otherwise."""
 PERIOD_SECONDS: Final = 1.0
 """How often the space is measured: within that, writes may go beyond a bound."""
 RECLAIM_SECONDS: Final = 10.0

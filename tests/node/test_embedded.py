@@ -5,14 +5,21 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from shutil import disk_usage
 
 import pytest
 
 import kvorum
 from kvorum.backends.embedded import EmbeddedBackend
-from kvorum.errors import DataDirectoryInUse, DataDirectoryMismatch, StorageError
+from kvorum.errors import (
+    DataDirectoryInUse,
+    DataDirectoryMismatch,
+    QuotaExceeded,
+    StorageError,
+)
+from kvorum_node import space
 from kvorum_node.embedded import EmbeddedNode
 from kvorum_node.node import Node, Timing
 from kvorum_node.raft.types import NodeId
@@ -65,6 +72,40 @@ async def test_a_directory_keeps_what_was_written(tmp_path: Path) -> None:
             "opened",
             *(f"written in {number}" for number in range(1, opening + 1)),
         ]
+
+
+async def test_writes_are_refused_before_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kvorum.open(tmp_path) as kv:
+        await kv.put("before", 1)
+        free = space.MIN_FREE_BYTES - 1
+        usage = disk_usage(tmp_path)
+        monkeypatch.setattr(space, "disk_usage", lambda _: usage._replace(free=free))
+        error = None
+        while error is None:
+            try:
+                await kv.put("k", 1)
+            except QuotaExceeded as refused:
+                error = refused
+        assert f"{free:,} bytes left" in str(error)
+        assert error.metadata["limit"] == "min_free_bytes"
+        assert await kv.get("before") is not None
+        assert await kv.delete("before")
+        monkeypatch.undo()
+        while True:
+            with suppress(QuotaExceeded):
+                await kv.put("after", 1)
+                break
+
+
+async def test_a_store_in_memory_looks_at_no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(_: object) -> None:
+        raise AssertionError("a look at a disk")
+
+    monkeypatch.setattr(space, "disk_usage", look)
+    async with kvorum.open("memory:") as kv:
+        assert await kv.put("k", 1) == 1
 
 
 async def test_a_clean_close_leaves_nothing_to_replay(tmp_path: Path) -> None:
