@@ -20,6 +20,7 @@ from typing import Final, Self, TypeVar
 import grpc.aio
 from google.protobuf.message import Message
 
+from kvorum.arguments import check_revision
 from kvorum.channels import connect
 from kvorum.errors import (
     Closed,
@@ -313,6 +314,7 @@ class ClusterAdmin:
         Raises:
             FutureRevision: the store has not come so far; InvalidArgument: below 1.
         """
+        check_revision(revision)
         response = await self._call_leader(
             "Compact",
             cluster_pb2.CompactRequest(revision=revision),

@@ -76,7 +76,8 @@ def test_it_says_what_can_be_read(admin: FakeAdmin) -> None:
 
 
 def test_a_revision_that_cannot_be_is_an_error(admin: FakeAdmin) -> None:
-    assert kvorum("compact", "0", env=TARGET).status == 2
+    for impossible in ("0", "-5", "x", str(2**63)):
+        assert kvorum("compact", impossible, env=TARGET).status == 2
     admin.error = FutureRevision("revision 7 is not there yet; the newest is 3")
     ran = kvorum("compact", "7", env=TARGET)
     assert (ran.status, ran.err) == (1, "error: revision 7 is not there yet; the newest is 3\n")

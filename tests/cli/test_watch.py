@@ -74,6 +74,25 @@ def test_as_json(tmp_path: Path) -> None:
     assert put["at"] == put["entry"]["updated_at"]
 
 
+def test_it_ends_when_nobody_reads_any_more_without_a_further_change(tmp_path: Path) -> None:
+    """As with `kvorum watch --since 0 | head -1`."""
+    target = str(tmp_path / "store")
+    fill(target)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kvorum.cli", "watch", "--target", target, "--since", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("3  ")
+        process.stdout.close()
+        assert process.wait(timeout=20) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == "watching all keys after revision 2; Ctrl-C ends it\n"
+
+
 def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:
     ran = kvorum("watch", "--since", "5", env={"KVORUM_TARGET": str(tmp_path / "store")})
     assert ran.status == 1

@@ -6,12 +6,16 @@ from typing import Annotated
 
 import typer
 
+from kvorum import limits
 from kvorum.cli import console
 from kvorum.cli.data import ClusterOption, JsonOption, choose_target, cluster_addresses
 
 
 def compact(
-    revision: Annotated[int, typer.Argument(min=1, help="Stays the oldest that can be read.")],
+    revision: Annotated[
+        int,
+        typer.Argument(min=1, max=limits.MAX_INTEGER, help="Stays the oldest that can be read."),
+    ],
     *,
     as_json: JsonOption = False,
     target: ClusterOption = None,

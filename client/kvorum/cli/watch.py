@@ -1,7 +1,10 @@
 """`kvorum watch`: changes as they happen, a line each."""
 
 import asyncio
+import errno
 import json
+import os
+import stat
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,12 +50,52 @@ def watch(
                 sys.stdout.buffer.write(line)
                 sys.stdout.buffer.flush()
 
+    async def print_as_long_as_somebody_reads(kv: "KV") -> None:
+        printing = asyncio.create_task(print_changes(kv), name="print changes")
+        unread = asyncio.create_task(_unread(), name="unread")
+        try:
+            await asyncio.wait((printing, unread), return_when=asyncio.FIRST_COMPLETED)
+            if not printing.done():
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+            await printing
+        finally:
+            printing.cancel()
+            unread.cancel()
+            await asyncio.gather(printing, unread, return_exceptions=True)
+
     try:
-        data.with_store(target, timeout, print_changes)
+        data.with_store(target, timeout, print_as_long_as_somebody_reads)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     except asyncio.CancelledError:  # how an interrupt may look from within
         raise typer.Exit(INTERRUPTED) from None
+
+
+async def _unread() -> None:
+    """Return when stdout is a pipe that nobody reads any more.
+
+    To write says so, too, but the next change may be far.
+    """
+    loop, gone = asyncio.get_running_loop(), asyncio.Event()
+    output = _pipe()
+    if output is None:
+        await gone.wait()
+        return
+    # The end of a pipe into which we write is never there to be read: it is closed, or quiet.
+    loop.add_reader(output, gone.set)
+    try:
+        await gone.wait()
+    finally:
+        loop.remove_reader(output)
+
+
+def _pipe() -> int | None:
+    """The descriptor of stdout, if it is a pipe."""
+    try:
+        output = sys.stdout.fileno()
+    except OSError:  # no file at all, within a program
+        return None
+    return output if stat.S_ISFIFO(os.fstat(output).st_mode) else None
 
 
 def _as_json(change: "Change[bytes]") -> bytes:
