@@ -37,7 +37,8 @@ class Change(Generic[T]):
     key: str
 
     entry: Entry[T] | None
-    """What was put; None if the key is gone. Its value is None with `keys_only`."""
+    """What was put; None if the key is gone. Its value is None with `keys_only`. If the key was
+    touched since, `expires_at` may be that of then: a touch is no change of its own."""
 
     previous: Entry[T] | None
     """What was there before, if that was asked for and there was anything."""

@@ -89,6 +89,23 @@ async def test_a_touch_is_no_change(machine: Machine, hub: WatchHub) -> None:
     ]
 
 
+@pytest.mark.parametrize(("source", "expires_at"), [("as it happens", 0), ("from history", 1000)])
+async def test_what_history_tells_of_a_put_has_the_expiry_of_a_later_touch(
+    machine: Machine, hub: WatchHub, source: str, expires_at: int
+) -> None:
+    """As watch.proto says: a touch leaves nothing by which the old one could be told."""
+    client = Client(hub)
+    await client.begin(after_revision=0)
+    write(machine, put(b"a", b"1"))
+    write(machine, Operation(touch=TouchOperation(key=b"a", ttl_ms=1000)), log_time_ms=0)
+    write(machine, put(b"a", b"2"))
+    if source == "from history":
+        hub._cache.clear()
+    heard = await client.read_until(2)
+    told = [one.record.expire_time_ms for each in heard.revisions for one in each.changes]
+    assert told == [expires_at, 0]
+
+
 @pytest.mark.parametrize("source", ["as it happens", "from history"])
 @pytest.mark.parametrize(
     ("filters", "revisions"),

@@ -299,7 +299,10 @@ class Change(_message.Message):
     """
     @_builtins.property
     def record(self) -> _command_pb2.Record:
-        """What was written; of a PUT only."""
+        """What was written; of a PUT only. It is as it was put, but for `expire_time_ms`: a touch
+        takes no revision and leaves no event, so a change that is read from history has the expiry
+        of the last touch before the next change of the key.
+        """
 
     @_builtins.property
     def previous(self) -> _command_pb2.Record:
