@@ -64,6 +64,14 @@ class LogClock:
         self._wall_ms = wall_ms
         self._steady_ns = steady_ns
         self._boot = boot
+        # Without a stored clock, the wall clock is what a node has. If it has led, that is what it
+        # has stamped by, and the time it was down counts. If it has followed, it was killed within
+        # moments of its first start (the Housekeeper stores the first reading at once), and the
+        # next leader's word, or the first entry that is applied, sets it right. What is left: it
+        # is elected before either, with a wall clock that is ahead. Then log time jumps there, as
+        # it may at a cluster's first leader, and records expire early by so much. To begin at
+        # `applied_ms` instead would never be early, and would forget, after each such kill of
+        # the only node, how long it was down.
         self._known = stored is not None
         self._at_ns = steady_ns()
         now_ns = wall_ms() * _NS
