@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-PAGES = ["README.md", *sorted(str(one.relative_to(ROOT)) for one in ROOT.glob("docs/*.md"))]
+PAGES = ["README.md", *sorted(str(one.relative_to(ROOT)) for one in ROOT.glob("docs/**/*.md"))]
 
 
 def blocks_of(page: str) -> list[str]:
@@ -46,7 +46,9 @@ def keeps(line: str, promise: str) -> bool:
 
 
 def test_there_are_programs() -> None:
-    assert [page for page in PAGES if blocks_of(page)] == ["README.md", "docs/data-model.md"]
+    """On the pages for developers; those for operators have commands."""
+    without = [page for page in PAGES if not blocks_of(page)]
+    assert without == ["docs/chaos.md", "docs/operations.md"]
     assert len(programs_of("README.md")) == 2
 
 
@@ -65,7 +67,7 @@ def test_a_program_prints_what_its_comments_say(program: str, tmp_path: Path) ->
     assert ran.stderr == ""
     printed = ran.stdout.splitlines()
     promises = re.findall(r"print\(.*\)  # (.*)$", program, re.M)
-    assert promises
+    assert promises or "assert " in program
     assert len(promises) == program.count("print(") == len(printed), ran.stdout
     broken = [pair for pair in zip(printed, promises, strict=True) if not keeps(*pair)]
     assert broken == []
@@ -76,7 +78,8 @@ def test_a_program_prints_what_its_comments_say(program: str, tmp_path: Path) ->
     ["ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", *PAGES],
 )
 def test_links_lead_somewhere(page: str) -> None:
-    targets = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
+    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(), flags=re.M | re.S)
+    targets = re.findall(r"\]\(([^)#]+)\)", text)
     folder = (ROOT / page).parent
     missing = [one for one in targets if "://" not in one and not (folder / one).exists()]
     assert missing == []
