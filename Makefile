@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 SOURCES := client node tests deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-newest chaos check format proto sim sim-mutants model bench lock clean
+.PHONY: help setup demo test test-newest chaos check format proto sim sim-mutants model bench docs lock clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -42,11 +42,15 @@ chaos: setup  ## Harm real nodes in every way for MINUTES, and check what their 
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --nodes $(NODES) --directory $(DIRECTORY) \
 		$(if $(FAULTS),--faults $(FAULTS)) $(if $(SEED),--seed $(SEED))
 
-check: setup  ## Format, lint, types, generated code
+check: setup  ## Format, lint, types, generated code, documentation
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy $(SOURCES)
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/zensical build --strict >/dev/null
+
+docs: setup  ## Build the site of the documentation, in .site
+	$(BIN)/zensical build --strict
 
 format: setup  ## Rewrite the sources in the one format
 	$(BIN)/ruff format $(SOURCES)
@@ -76,5 +80,5 @@ lock: ## Write constraints.txt anew, with the newest versions that the ranges al
 	rm -rf .venv-lock
 
 clean:  ## Remove the environments and what the tools cache
-	rm -rf .venv .venv-newest .venv-lock dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-newest .venv-lock .site dist .mypy_cache .ruff_cache .pytest_cache
 	find client node proto tests -name __pycache__ -prune -exec rm -rf {} +

@@ -236,7 +236,8 @@ class Reader:
                 them, for few lists at a time, and with more is `Overloaded`.
             revision: as the store was then. `Compacted` or `FutureRevision` if it cannot
                 say. Not with an index, nor is `snapshot`: an index has no past.
-            consistency, max_staleness: as for `get`, for each page by itself.
+            consistency: as for `get`, for each page by itself.
+            max_staleness: the same.
         """
         type = self._as(type)
         call = Call()
