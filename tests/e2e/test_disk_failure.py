@@ -15,7 +15,6 @@ from kvorum import KV
 from kvorum.admin import ClusterAdmin
 from kvorum.cli import processes
 from kvorum.cli.local_cluster import LocalCluster
-from kvorum.cli.processes import ProcessState
 from kvorum.limits import KIB, MIB
 from tests.support.eventually import eventually
 from tests.support.workload import Workload, assert_nothing_lost, followers
@@ -64,7 +63,7 @@ def process_of(cluster: LocalCluster, name: str) -> "subprocess.Popen[bytes]":
 async def stopped_by_itself(cluster: LocalCluster, name: str) -> None:
     """Wait until the node has ended, with a status and a last line that say that it failed."""
     process = process_of(cluster, name)
-    await eventually(lambda: cluster.state(name) is ProcessState.DEAD)
+    await eventually(lambda: process.poll() is not None)
     assert process.returncode == 1
     assert f"{name} stops: cannot " in cluster.log_tail(name)[-1]
 
