@@ -42,7 +42,7 @@ GRACE_SECONDS = 2.0
 
 _SERVICES = (kv.SERVICE, watch.SERVICE, cluster.SERVICE, peers.SERVICE)
 
-_SERVER_OPTIONS: list[tuple[str, int]] = [
+SERVER_OPTIONS: list[tuple[str, int]] = [
     ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a rival
     ("grpc.max_send_message_length", limits.MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
@@ -113,7 +113,7 @@ async def serve(config: NodeConfig) -> None:
     except BaseException:
         storage.close()
         raise
-    server = grpc.aio.server(options=_SERVER_OPTIONS)
+    server = grpc.aio.server(options=SERVER_OPTIONS)
     kv_service = kv.KvService(node)
     healthy = health.aio.HealthServicer()
     server.add_generic_rpc_handlers(

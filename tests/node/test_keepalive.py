@@ -106,7 +106,7 @@ async def test_an_idle_stream_is_pinged_and_nobody_minds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(channels, "_OPTIONS", hastened(channels._OPTIONS))
-    monkeypatch.setattr(server, "_SERVER_OPTIONS", hastened(server._SERVER_OPTIONS))
+    monkeypatch.setattr(server, "SERVER_OPTIONS", hastened(server.SERVER_OPTIONS))
     async with idle_stream(tmp_path / "n1") as tap:
         await eventually(lambda: tap.pings["client"] >= ENOUGH_PINGS or tap.farewells)
         assert tap.farewells == []

@@ -22,12 +22,12 @@ from typing import Self
 import grpc
 import grpc.aio
 
-from kvorum import limits
 from kvorum.cli.processes import free_ports
 from kvorum_node.machine import ContentHash
 from kvorum_node.node import Node, Timing
 from kvorum_node.raft.leader import Leader
 from kvorum_node.raft.types import NodeId
+from kvorum_node.server import SERVER_OPTIONS
 from kvorum_node.services.cluster import ClusterService
 from kvorum_node.services.peers import RaftService
 from kvorum_node.storage.data_directory import Identity, Storage
@@ -80,13 +80,7 @@ class Member:
         self._node = node = Node(
             storage, addresses, timing=self._timing, log_max_bytes=self._log_max_bytes
         )
-        self._server = grpc.aio.server(
-            options=[
-                ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
-                ("grpc.http2.lookahead_bytes", 4 * limits.MIB),
-            ]
-        )
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
         self._server.add_generic_rpc_handlers(
             (RaftService(node).handler(), ClusterService(node).handler())
         )
