@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 import kvorum
-from kvorum import KV, KvorumError, QuotaExceeded
+from kvorum import KV, QuotaExceeded
 from kvorum.admin import ClusterAdmin
 from kvorum.cli.local_cluster import LocalCluster
 from kvorum.limits import MIB
@@ -29,18 +29,6 @@ async def write_until_refused(kv: KV) -> tuple[int, QuotaExceeded]:
         except QuotaExceeded as error:
             return number, error
     raise AssertionError("nothing was refused")
-
-
-async def delete(kv: KV, key: str) -> None:
-    """Until it is certain: the disk is busy, and may cost a leader its office."""
-    while True:
-        try:
-            await kv.delete(key)
-        except KvorumError as error:
-            if not error.maybe_applied:
-                raise
-        else:
-            return
 
 
 async def until_there_is_room(admin: ClusterAdmin) -> None:
@@ -70,8 +58,7 @@ async def test_writes_stop_at_the_quota_and_go_on_when_there_is_room(
 
         assert (await kv.get("k0", type="bytes")) is not None
         assert len((await kv.list("k", limit=5, type="bytes")).entries) == 5
-        for number in range(count):
-            await delete(kv, f"k{number}")
+        await asyncio.gather(*(kv.delete(f"k{number}") for number in range(count)))
         revision = (await admin.status(await admin.find_leader())).revision
         assert await admin.compact(revision) == revision
 
