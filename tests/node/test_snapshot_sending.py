@@ -193,9 +193,9 @@ async def test_a_follower_that_takes_nothing_is_given_up(monkeypatch: pytest.Mon
 async def test_a_follower_that_is_slow_and_goes_on_is_not_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(snapshots, "STALLED_SECONDS", 0.5)
+    monkeypatch.setattr(snapshots, "STALLED_SECONDS", 2.0)
     chunk = SnapshotReader.chunk
-    monkeypatch.setattr(SnapshotReader, "chunk", lambda self: chunk(self, 500))
+    monkeypatch.setattr(SnapshotReader, "chunk", lambda self: chunk(self, 200))
     n3 = Follower()
     n3.seconds = 0.1
     async with leading_node(n3) as n1:
