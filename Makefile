@@ -25,14 +25,18 @@ setup: $(VENV)/.installed  ## Create the environment
 demo: setup  ## Start three nodes, import 140,000 records, kill the leader, lose nothing
 	$(BIN)/python deploy/local/demo.py
 
-test: setup  ## Run all tests
-	$(BIN)/python -m pytest
+# A file is run by one worker, as it may start a cluster for all its tests.
+WORKERS := 2
+PYTEST_OPTIONS := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test: setup  ## Run all tests, by WORKERS=2 processes
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 test-newest:  ## Run all tests with the newest versions of everything, in an environment of its own
 	$(PYTHON) -m venv --clear .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --editable '.[node,test]'
 	.venv-newest/bin/python -m pip list --format freeze | grep -E '^(grpcio|protobuf|rocksdict)='
-	.venv-newest/bin/python -m pytest
+	.venv-newest/bin/python -m pytest $(PYTEST_OPTIONS)
 
 # The rest is chosen by `make chaos MINUTES=10 NODES=5 SEED=7 FAULTS=kill-leader,partition`.
 chaos: MINUTES = 2

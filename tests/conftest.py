@@ -1,9 +1,26 @@
-"""What holds for every test: an interrupt is an interrupt.
+"""What holds for every test: an interrupt is an interrupt, and a port belongs to one worker.
 
 A shell that runs the tests in the background lets them ignore SIGINT, and what
 is ignored is inherited by every process that a test starts and interrupts.
+
+`make test` has two workers. A port that one of them has chosen is not taken yet, and
+that of a node that is down is not taken any more: the other one must not choose it.
 """
 
 import signal
 
+import pytest
+
+from kvorum.cli import processes
+
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    worker: dict[str, object] | None = getattr(config, "workerinput", None)
+    if worker is None:
+        return  # there is but one
+    number = int(str(worker["workerid"]).removeprefix("gw"))
+    size = len(processes.FREE_PORTS) // int(str(worker["workercount"]))
+    share = processes.FREE_PORTS[number * size : (number + 1) * size]
+    pytest.MonkeyPatch().setattr(processes, "FREE_PORTS", share)
