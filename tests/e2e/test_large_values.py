@@ -123,8 +123,8 @@ async def test_the_largest_values_are_written_and_read_while_small_ones_go_on(
 async def test_a_crowd_of_large_values_ends_well_and_within_bounds(
     empty_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The three nodes share a machine that may be short of everything: what takes half a second
-    # of one processor then takes some seconds, and is to cost no election all the same.
+    # The three nodes share one disk, and two cores with the rest of the tests: a write to the log
+    # that takes a second and a half there is to cost no election.
     monkeypatch.setenv("KVORUM_ELECTION_TIMEOUT_MS", "8000")
     await empty_cluster.up(nodes=3, base_port=0)
     three_nodes = empty_cluster
