@@ -8,6 +8,7 @@ from typing import Self
 import grpc.aio
 import psutil
 import pytest
+import pytest_asyncio
 
 import kvorum
 from kvorum import KV, limits
@@ -37,6 +38,15 @@ CROWD_SECONDS = 1200.0
 MAX_LEADER_BYTES = 2048 * MIB
 """Seen: 0.8 to 1.5 GiB. The budgets of calls and replies, each byte of them in several forms at a
 time, and what RocksDB keeps of the log and of the state."""
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def three_nodes(empty_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch) -> LocalCluster:
+    """They share one disk, and two cores with the rest of the tests: a write to the log that takes
+    three seconds there is to cost no election."""
+    monkeypatch.setenv("KVORUM_ELECTION_TIMEOUT_MS", "4000")
+    await empty_cluster.up(nodes=3, base_port=0)
+    return empty_cluster
 
 
 class Peak:
@@ -121,13 +131,8 @@ async def test_the_largest_values_are_written_and_read_while_small_ones_go_on(
 
 @pytest.mark.timeout(CROWD_SECONDS + 100)
 async def test_a_crowd_of_large_values_ends_well_and_within_bounds(
-    empty_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+    three_nodes: LocalCluster,
 ) -> None:
-    # The three nodes share one disk, and two cores with the rest of the tests: a write to the log
-    # that takes a second and a half there is to cost no election.
-    monkeypatch.setenv("KVORUM_ELECTION_TIMEOUT_MS", "8000")
-    await empty_cluster.up(nodes=3, base_port=0)
-    three_nodes = empty_cluster
     before = await terms(three_nodes)
     leader = three_nodes.node(await three_nodes.leader())
     assert leader.process is not None
