@@ -61,6 +61,7 @@ from kvorum.errors import (
 
 if TYPE_CHECKING:
     from kvorum.atomic import Atomic, AtomicResult, SyncAtomic
+    from kvorum.codecs import Codec
     from kvorum.entry import Entry, IndexEntry, Page
     from kvorum.kv import KV
     from kvorum.model import RateLimit, RateLimitResult, RateLimitState, Sum
@@ -80,6 +81,7 @@ __all__ = [
     "Changes",
     "ClientForgotten",
     "Closed",
+    "Codec",
     "Compacted",
     "Conflict",
     "DataDirectoryInUse",
@@ -145,6 +147,7 @@ _HOMES = {
     "Attempts": "kvorum.transaction",
     "Change": "kvorum.watching",
     "Changes": "kvorum.watching",
+    "Codec": "kvorum.codecs",
     "Entry": "kvorum.entry",
     "IndexEntry": "kvorum.entry",
     "KV": "kvorum.kv",

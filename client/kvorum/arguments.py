@@ -4,7 +4,7 @@ The parameters are objects: a caller without a type checker may give anything.
 """
 
 import math
-from typing import Final, Literal
+from typing import Final, Literal, TypedDict
 
 from kvorum import limits
 from kvorum.codecs import Key, encode_bound, encode_key
@@ -20,6 +20,65 @@ _CONSISTENCIES: Final[dict[object, kv_pb2.Consistency.ValueType]] = {
     "lease": kv_pb2.LEASE,
     "stale": kv_pb2.STALE,
 }
+
+
+# What the calls that read take beside what decides the type of their result: so their overloads
+# need not repeat it. The last overload of each, and the function, have it in full.
+
+
+class GetOptions(TypedDict, total=False):
+    revision: int | None
+    consistency: Consistency
+    max_staleness: float | None
+    timeout: float | None
+
+
+class RangeOptions(TypedDict, total=False):
+    start: Key | None
+    end: Key | None
+    limit: int
+    cursor: str | None
+
+
+class ScanOptions(TypedDict, total=False):
+    start: Key | None
+    end: Key | None
+    index: str | None
+    value: Key | None
+    page_size: int
+    reverse: bool
+    revision: int | None
+    snapshot: bool
+    consistency: Consistency
+    max_staleness: float | None
+
+
+class ListOptions(TypedDict, total=False):
+    start: Key | None
+    end: Key | None
+    index: str | None
+    value: Key | None
+    limit: int
+    cursor: str | None
+    reverse: bool
+    count: bool
+    revision: int | None
+    snapshot: bool
+    consistency: Consistency
+    max_staleness: float | None
+    timeout: float | None
+
+
+class WatchOptions(TypedDict, total=False):
+    key: Key | None
+    start: Key | None
+    end: Key | None
+    since: int | None
+    previous: bool
+    puts: bool
+    deletes: bool
+    expiries: bool
+    keys_only: bool
 
 
 def check_timeout(seconds: object) -> float:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from kvorum import checks, operations
-from kvorum.codecs import Key, ValueType, check_type, decode_key
+from kvorum.codecs import Codec, Key, ValueType, codec_of, decode_key
 from kvorum.durations import Duration
 from kvorum.entry import IndexEntry
 from kvorum.errors import InvalidArgument
@@ -44,15 +44,15 @@ class Atomic:
     def __init__(
         self,
         carry_out: Callable[[Transaction, float | None], Awaitable[TransactionResult]],
-        default_type: ValueType,
+        default_codec: Codec[Any],
     ) -> None:
         self._carry_out = carry_out
-        self._default_type = default_type
+        self._default_codec = default_codec
         self._transaction = Transaction()
         self._branch = self._transaction.operations
-        self._types: list[ValueType] = []
+        self._codecs: list[Codec[Any]] = []
         """For each operation of the branch that is being built, as what a value is read."""
-        self._types_before_otherwise: list[ValueType] | None = None
+        self._codecs_before_otherwise: list[Codec[Any]] | None = None
         self._written: set[bytes] = set()
         self._limited: set[bytes] = set()
         self._committed = False
@@ -84,7 +84,7 @@ class Atomic:
                 version=version,
                 value=value,
                 unchanged_since=unchanged_since,
-                type=self._as(type),
+                codec=self._as(type),
             )
         )
 
@@ -115,7 +115,7 @@ class Atomic:
                 version=version,
                 value=value,
                 unchanged_since=unchanged_since,
-                type=self._as(type),
+                codec=self._as(type),
             )
         )
 
@@ -137,7 +137,7 @@ class Atomic:
                 ttl=ttl,
                 metadata=metadata,
                 index_entries=index_entries,
-                type=self._as(type),
+                codec=self._as(type),
             )
         )
 
@@ -218,9 +218,9 @@ class Atomic:
 
         May be followed by nothing.
         """
-        if self._types_before_otherwise is not None:
+        if self._codecs_before_otherwise is not None:
             raise InvalidArgument("otherwise was said already")
-        self._types_before_otherwise, self._types = self._types, []
+        self._codecs_before_otherwise, self._codecs = self._codecs, []
         self._branch = self._transaction.otherwise
         self._written, self._limited = set(), set()
         return self
@@ -233,19 +233,19 @@ class Atomic:
         return self._read(await self._carry_out(self._take(), timeout))
 
     def _append_check(self, check: Any) -> Self:
-        if self._types_before_otherwise is not None:
+        if self._codecs_before_otherwise is not None:
             raise InvalidArgument("a check stands before otherwise: it decides between the two")
         self._transaction.checks.append(check)
         return self
 
     def _append(self, operation: Operation, type: ValueType | None = None) -> Self:
-        read_as = self._as(type)
+        codec = self._as(type)
         key = operations.written_key(operation)
         if key is not None:
             self._once(self._written, [key], "written")
         self._once(self._limited, operations.limited_keys(operation), "a rate limit")
         self._branch.append(operation)
-        self._types.append(read_as)
+        self._codecs.append(codec)
         return self
 
     def _once(self, seen: set[bytes], keys: Iterable[bytes], what: str) -> None:
@@ -268,25 +268,25 @@ class Atomic:
 
     def _read(self, result: TransactionResult) -> AtomicResult:
         built = self._transaction
-        first, second = self._types_before_otherwise, self._types
+        first, second = self._codecs_before_otherwise, self._codecs
         if result.succeeded:
-            branch, types = built.operations, second if first is None else first
+            branch, codecs = built.operations, second if first is None else first
         elif first is None:
             raise checks.conflict(built.checks[result.failed_check], result.failed_check)
         else:
-            branch, types = built.otherwise, second
+            branch, codecs = built.otherwise, second
         return AtomicResult(
             revision=result.revision,
             results=tuple(
-                operations.read_result(operation, outcome, result.revision, read_as)
-                for operation, outcome, read_as in zip(branch, result.results, types, strict=True)
+                operations.read_result(operation, outcome, result.revision, codec)
+                for operation, outcome, codec in zip(branch, result.results, codecs, strict=True)
             ),
             succeeded=result.succeeded,
             failed_check=None if result.succeeded else result.failed_check,
         )
 
-    def _as(self, type: ValueType | None) -> ValueType:
-        return self._default_type if type is None else check_type(type)
+    def _as(self, type: ValueType | None) -> Codec[Any]:
+        return self._default_codec if type is None else codec_of(type)
 
 
 class SyncAtomic:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvorum.arguments import check_count
-from kvorum.codecs import Key, ValueType, decode_key, encode_key, encode_value
+from kvorum.codecs import Codec, Key, decode_key, encode_key, encode_value
 from kvorum.errors import Conflict, InvalidArgument
 from kvorum.ranges import describe_range
 from kvorumpb.v1.command_pb2 import Check, KeyRange
@@ -21,11 +21,11 @@ def check_key(
     version: int | None = None,
     value: Any = ANY_VALUE,
     unchanged_since: int | None = None,
-    type: ValueType,
+    codec: Codec[Any],
 ) -> Check:
     """A check of one key, which has exactly one of the conditions. Raises `InvalidArgument`."""
     check, what = Check(key=encode_key(key)), f"the check of {key!r}"
-    data = None if value is ANY_VALUE else encode_value(value, type, key)
+    data = None if value is ANY_VALUE else encode_value(value, codec, key)
     _condition(
         check,
         what,
@@ -44,11 +44,11 @@ def check_range(
     version: int | None = None,
     value: Any = ANY_VALUE,
     unchanged_since: int | None = None,
-    type: ValueType,
+    codec: Codec[Any],
 ) -> Check:
     """A check of all records in a range; otherwise like `check_key`."""
     check, what = Check(range=selected), f"the check of {describe_range(selected)}"
-    data = None if value is ANY_VALUE else encode_value(value, type, selected.start)
+    data = None if value is ANY_VALUE else encode_value(value, codec, selected.start)
     _condition(
         check,
         what,

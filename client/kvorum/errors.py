@@ -229,7 +229,7 @@ class UnknownFlag(KvorumError, LookupError):
 
 
 class DecodeError(KvorumError, ValueError):
-    """The value of `key` is not valid as the `type` it was read as."""
+    """The value of `key` is not valid as the `type` it was read as. It is not shown."""
 
     def __init__(self, message: str, *, key: str, type: str) -> None:
         super().__init__(message, key=key, type=type)

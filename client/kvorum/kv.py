@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, Self, TypeVar, overload
 
 from kvorum import checks, limits, operations
 from kvorum.atomic import Atomic
 from kvorum.codecs import (
     Key,
+    Typed,
     ValueType,
     decode_entry,
     encode_key,
@@ -21,6 +22,8 @@ from kvorum.reading import Reader
 from kvorum.transaction import Attempts
 from kvorumpb.v1 import command_pb2 as pb
 from kvorumpb.v1.kv_pb2 import Call, Reply
+
+T = TypeVar("T")
 
 
 class KV(Reader):
@@ -43,8 +46,9 @@ class KV(Reader):
       kept (`limits.MAX_REMEMBERED_RESULT_BYTES`);
     - `Closed` if the store was closed.
 
-    `type` says how a value is written or read: "json", "text" or "bytes"; without
-    it, as `open` was told. A store belongs to the event loop it was opened in.
+    `type` says how a value is written or read: "json", "text", "bytes", "msgpack", a
+    pydantic or msgspec model, or a `Codec`; without it, as `open` was told. A store belongs
+    to the event loop it was opened in.
     """
 
     async def put(
@@ -62,6 +66,8 @@ class KV(Reader):
     ) -> int:
         """Write a value, and return the revision at which it was written.
 
+        A model needs no `type`: it is written as its JSON, wherever JSON is.
+
         It replaces all that the key had: without `ttl` (seconds, or a timedelta; at most a
         hundred years) it stays for ever. `metadata` of up to 4 KiB is read beside the
         value, and `index_entries` are what the record is found under; `UniqueViolation` if another
@@ -77,9 +83,11 @@ class KV(Reader):
                 ttl=ttl,
                 metadata=metadata,
                 index_entries=index_entries,
-                type=self._as(type),
+                codec=self._as(type),
             )
-            condition = checks.check_key(key, revision=revision, exists=exists, type=self._as(type))
+            condition = checks.check_key(
+                key, revision=revision, exists=exists, codec=self._as(type)
+            )
             return (await self._transact(operation, timeout, condition)).revision
         call = Call()
         request = call.put
@@ -103,7 +111,7 @@ class KV(Reader):
         With `revision`, only if the key is at it; `Conflict` otherwise, and if it is absent.
         """
         if revision is not None:
-            condition = checks.check_key(key, revision=revision, type=self._type)
+            condition = checks.check_key(key, revision=revision, codec=self._codec)
             await self._transact(operations.delete(key), timeout, condition)
             return revision != 0
         call = Call()
@@ -123,6 +131,11 @@ class KV(Reader):
 
     @overload
     async def get_and_delete(
+        self, key: Key, *, type: Typed[T], timeout: float | None = None
+    ) -> Entry[T] | None: ...
+
+    @overload
+    async def get_and_delete(
         self, key: Key, *, type: ValueType | None = None, timeout: float | None = None
     ) -> Entry[Any] | None: ...
 
@@ -133,10 +146,10 @@ class KV(Reader):
 
         Of many who ask, one gets it. `DecodeError` if it is of another type: it is gone then.
         """
-        read_as = self._as(type)
+        codec = self._as(type)
         operation = operations.delete(key, return_previous=True)
         deleted = (await self._operate(operation, timeout)).delete
-        return decode_entry(deleted.previous, read_as) if deleted.deleted else None
+        return decode_entry(deleted.previous, codec) if deleted.deleted else None
 
     async def delete_range(
         self,
@@ -203,7 +216,7 @@ class KV(Reader):
 
     def atomic(self) -> Atomic:
         """Begin checks and operations that `commit` carries out together, or not at all."""
-        return Atomic(self._commit, self._type)
+        return Atomic(self._commit, self._codec)
 
     def transaction(
         self,
@@ -228,7 +241,7 @@ class KV(Reader):
             value = await kv.transaction().run(body)    # async def body(txn): ...
         """
         seconds = self._seconds(timeout)
-        return Attempts(Loop(self._carry, attempts=attempts, timeout_seconds=seconds), self._type)
+        return Attempts(Loop(self._carry, attempts=attempts, timeout_seconds=seconds), self._codec)
 
     async def close(self) -> None:
         """Release the store. Calls under way fail with `Closed`. May be repeated."""

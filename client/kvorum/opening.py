@@ -10,7 +10,7 @@ from typing import Any, assert_never
 from kvorum import limits
 from kvorum.arguments import check_timeout
 from kvorum.backends import Backend
-from kvorum.codecs import ValueType, check_type
+from kvorum.codecs import Codec, ValueType, codec_of
 from kvorum.kv import KV
 from kvorum.sync import SyncKV
 from kvorum.target import Cluster, Directory, Memory, Target, parse_target
@@ -19,10 +19,10 @@ from kvorum.target import Cluster, Directory, Memory, Target, parse_target
 class Opening:
     """A store that is about to be opened: await it, or enter it with `async with`."""
 
-    def __init__(self, target: Target, timeout: float, type: ValueType) -> None:
+    def __init__(self, target: Target, timeout: float, codec: Codec[Any]) -> None:
         self._target = target
         self._timeout = timeout
-        self._type = type
+        self._codec = codec
         self._kv: KV | None = None
 
     def __await__(self) -> Generator[Any, None, KV]:
@@ -43,7 +43,7 @@ class Opening:
 
     async def _open(self) -> KV:
         backend = await _open_backend(self._target)
-        return KV(backend, target=str(self._target), timeout=self._timeout, type=self._type)
+        return KV(backend, target=str(self._target), timeout=self._timeout, type=self._codec)
 
 
 async def _open_backend(target: Target) -> Backend:
@@ -74,12 +74,12 @@ def open(
         kv = await kvorum.open("memory:")
         async with kvorum.open("./data") as kv: ...
 
-    `timeout`, in seconds, and `type`, "json", "text" or "bytes", are what calls
-    use that do not say otherwise. Opening a cluster does not wait for it: the
+    `timeout`, in seconds, and `type`, as for the calls of `KV`, are what calls use
+    that do not say otherwise. Opening a cluster does not wait for it: the
     first call does. Raises `InvalidTarget`, and for a directory `StorageError`. A store in a
     directory refuses writes with `QuotaExceeded` while its disk has less than 256 MiB left.
     """
-    return Opening(parse_target(target), check_timeout(timeout), check_type(type))
+    return Opening(parse_target(target), check_timeout(timeout), codec_of(type))
 
 
 def open_sync(

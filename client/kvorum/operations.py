@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from kvorum import limits
 from kvorum.arguments import check_amount, check_limit
-from kvorum.codecs import Key, ValueType, decode_entry, encode_bound, encode_key, encode_value
+from kvorum.codecs import Codec, Key, decode_entry, encode_bound, encode_key, encode_value
 from kvorum.durations import Duration, encode_ttl, encode_window, to_seconds
 from kvorum.entry import IndexEntry, Page
 from kvorum.errors import InvalidArgument, KvorumError, LimitExceeded
@@ -32,9 +32,9 @@ def put(
     ttl: Duration | None = None,
     metadata: bytes | None = None,
     index_entries: Iterable[IndexEntry] | None = None,
-    type: ValueType,
+    codec: Codec[Any],
 ) -> pb.Operation:
-    operation = pb.PutOperation(key=encode_key(key), value=encode_value(value, type, key))
+    operation = pb.PutOperation(key=encode_key(key), value=encode_value(value, codec, key))
     # Absent from most puts, and each of them costs something.
     if ttl is not None:
         operation.ttl_ms = encode_ttl(ttl)
@@ -157,17 +157,17 @@ def encode_index_entries(index_entries: Iterable[IndexEntry], key: Key) -> list[
 
 
 def read_result(
-    operation: pb.Operation, result: pb.OperationResult, revision: int, type: ValueType
+    operation: pb.Operation, result: pb.OperationResult, revision: int, codec: Codec[Any]
 ) -> Any:
     """What the store's method of that name returns; `revision` is that of the transaction."""
     match result.WhichOneof("result"):
         case "get":
-            return decode_entry(result.get.record, type) if result.get.HasField("record") else None
+            return decode_entry(result.get.record, codec) if result.get.HasField("record") else None
         case "put":
             return revision
         case "delete" if operation.delete.return_previous:
             found = result.delete.deleted
-            return decode_entry(result.delete.previous, type) if found else None
+            return decode_entry(result.delete.previous, codec) if found else None
         case "delete":
             return result.delete.deleted
         case "add":
@@ -175,7 +175,7 @@ def read_result(
         case "list":
             return Page(
                 entries=tuple(
-                    decode_entry(record, type, keys_only=operation.list.keys_only)
+                    decode_entry(record, codec, keys_only=operation.list.keys_only)
                     for record in result.list.records
                 ),
                 cursor=None,

@@ -1,14 +1,16 @@
 """The part of a store that reads: get, list, scan, ttl and watch."""
 
-# ruff: noqa: A001 - `type` and `timeout` are the words of the public API
-
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, Unpack, overload
 
 from kvorum import limits
 from kvorum.arguments import (
     Consistency,
+    GetOptions,
+    ListOptions,
+    ScanOptions,
+    WatchOptions,
     check_limit,
     check_past_revision,
     check_revision,
@@ -18,12 +20,23 @@ from kvorum.arguments import (
     select_watched,
 )
 from kvorum.backends import Backend
-from kvorum.codecs import Key, ValueType, check_type, decode_entry, decode_page, encode_key
+from kvorum.codecs import (
+    Codec,
+    Key,
+    Typed,
+    ValueType,
+    codec_of,
+    decode_entry,
+    decode_page,
+    encode_key,
+)
 from kvorum.durations import to_seconds
 from kvorum.entry import Entry, Page
 from kvorum.watching import Watch
 from kvorumpb.v1.kv_pb2 import Call
 from kvorumpb.v1.watch_pb2 import BeginWatch
+
+T = TypeVar("T")
 
 
 class Reader:
@@ -33,32 +46,23 @@ class Reader:
         self._backend = backend
         self._target = target
         self._timeout = timeout
-        self._type = type
+        self._codec = codec_of(type)
         self._closed = False
 
     @overload
     async def get(
-        self,
-        key: Key,
-        *,
-        revision: int | None = None,
-        type: Literal["text"],
-        consistency: Consistency = "linearizable",
-        max_staleness: float | None = None,
-        timeout: float | None = None,
+        self, key: Key, *, type: Literal["text"], **options: Unpack[GetOptions]
     ) -> Entry[str] | None: ...
 
     @overload
     async def get(
-        self,
-        key: Key,
-        *,
-        revision: int | None = None,
-        type: Literal["bytes"],
-        consistency: Consistency = "linearizable",
-        max_staleness: float | None = None,
-        timeout: float | None = None,
+        self, key: Key, *, type: Literal["bytes"], **options: Unpack[GetOptions]
     ) -> Entry[bytes] | None: ...
+
+    @overload
+    async def get(
+        self, key: Key, *, type: Typed[T], **options: Unpack[GetOptions]
+    ) -> Entry[T] | None: ...
 
     @overload
     async def get(
@@ -97,7 +101,7 @@ class Reader:
           leader; a follower looks some tenths of a second older than it is. `TooStale`
           if there is none until time is out.
         """
-        type = self._as(type)
+        codec = self._as(type)
         call = Call()
         call.get.key = encode_key(key)
         call.get.revision = check_past_revision(revision)
@@ -105,28 +109,16 @@ class Reader:
         reply = await self._backend.call(call, timeout_seconds=self._seconds(timeout))
         if not reply.get.HasField("record"):
             return None
-        return decode_entry(reply.get.record, type)
+        return decode_entry(reply.get.record, codec)
 
     @overload
     async def list(
         self,
         prefix: Key = "",
         *,
-        start: Key | None = None,
-        end: Key | None = None,
-        index: str | None = None,
-        value: Key | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-        reverse: bool = False,
         keys_only: Literal[True],
-        count: bool = False,
-        revision: int | None = None,
-        snapshot: bool = False,
         type: ValueType | None = None,
-        consistency: Consistency = "linearizable",
-        max_staleness: float | None = None,
-        timeout: float | None = None,
+        **options: Unpack[ListOptions],
     ) -> Page[None]: ...
 
     @overload
@@ -134,21 +126,9 @@ class Reader:
         self,
         prefix: Key = "",
         *,
-        start: Key | None = None,
-        end: Key | None = None,
-        index: str | None = None,
-        value: Key | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-        reverse: bool = False,
         keys_only: Literal[False] = False,
-        count: bool = False,
-        revision: int | None = None,
-        snapshot: bool = False,
         type: Literal["text"],
-        consistency: Consistency = "linearizable",
-        max_staleness: float | None = None,
-        timeout: float | None = None,
+        **options: Unpack[ListOptions],
     ) -> Page[str]: ...
 
     @overload
@@ -156,22 +136,20 @@ class Reader:
         self,
         prefix: Key = "",
         *,
-        start: Key | None = None,
-        end: Key | None = None,
-        index: str | None = None,
-        value: Key | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-        reverse: bool = False,
         keys_only: Literal[False] = False,
-        count: bool = False,
-        revision: int | None = None,
-        snapshot: bool = False,
         type: Literal["bytes"],
-        consistency: Consistency = "linearizable",
-        max_staleness: float | None = None,
-        timeout: float | None = None,
+        **options: Unpack[ListOptions],
     ) -> Page[bytes]: ...
+
+    @overload
+    async def list(
+        self,
+        prefix: Key = "",
+        *,
+        keys_only: Literal[False] = False,
+        type: Typed[T],
+        **options: Unpack[ListOptions],
+    ) -> Page[T]: ...
 
     @overload
     async def list(
@@ -239,7 +217,7 @@ class Reader:
             consistency: as for `get`, for each page by itself.
             max_staleness: the same.
         """
-        type = self._as(type)
+        codec = self._as(type)
         call = Call()
         request = call.list
         select(request, prefix, start=start, end=end, index=index, value=value)
@@ -250,25 +228,16 @@ class Reader:
         request.snapshot = snapshot
         require(request, consistency, max_staleness)
         reply = await self._backend.call(call, timeout_seconds=self._seconds(timeout))
-        return decode_page(reply.list, type, keys_only=keys_only)
+        return decode_page(reply.list, codec, keys_only=keys_only)
 
     @overload
     def scan(
         self,
         prefix: Key = "",
         *,
-        start: Key | None = None,
-        end: Key | None = None,
-        index: str | None = None,
-        value: Key | None = None,
-        page_size: int = limits.DEFAULT_PAGE_RECORDS,
-        reverse: bool = False,
         keys_only: Literal[True],
-        revision: int | None = None,
-        snapshot: bool = False,
         type: ValueType | None = None,
-        consistency: Consistency = "linearizable",
-        max_staleness: float | None = None,
+        **options: Unpack[ScanOptions],
     ) -> AsyncIterator[Entry[None]]: ...
 
     @overload
@@ -276,18 +245,9 @@ class Reader:
         self,
         prefix: Key = "",
         *,
-        start: Key | None = None,
-        end: Key | None = None,
-        index: str | None = None,
-        value: Key | None = None,
-        page_size: int = limits.DEFAULT_PAGE_RECORDS,
-        reverse: bool = False,
         keys_only: Literal[False] = False,
-        revision: int | None = None,
-        snapshot: bool = False,
         type: Literal["text"],
-        consistency: Consistency = "linearizable",
-        max_staleness: float | None = None,
+        **options: Unpack[ScanOptions],
     ) -> AsyncIterator[Entry[str]]: ...
 
     @overload
@@ -295,19 +255,20 @@ class Reader:
         self,
         prefix: Key = "",
         *,
-        start: Key | None = None,
-        end: Key | None = None,
-        index: str | None = None,
-        value: Key | None = None,
-        page_size: int = limits.DEFAULT_PAGE_RECORDS,
-        reverse: bool = False,
         keys_only: Literal[False] = False,
-        revision: int | None = None,
-        snapshot: bool = False,
         type: Literal["bytes"],
-        consistency: Consistency = "linearizable",
-        max_staleness: float | None = None,
+        **options: Unpack[ScanOptions],
     ) -> AsyncIterator[Entry[bytes]]: ...
+
+    @overload
+    def scan(
+        self,
+        prefix: Key = "",
+        *,
+        keys_only: Literal[False] = False,
+        type: Typed[T],
+        **options: Unpack[ScanOptions],
+    ) -> AsyncIterator[Entry[T]]: ...
 
     @overload
     def scan(
@@ -401,37 +362,18 @@ class Reader:
 
     @overload
     def watch(
-        self,
-        prefix: Key = "",
-        *,
-        key: Key | None = None,
-        start: Key | None = None,
-        end: Key | None = None,
-        since: int | None = None,
-        previous: bool = False,
-        puts: bool = True,
-        deletes: bool = True,
-        expiries: bool = True,
-        keys_only: bool = False,
-        type: Literal["text"],
+        self, prefix: Key = "", *, type: Literal["text"], **options: Unpack[WatchOptions]
     ) -> Watch[str]: ...
 
     @overload
     def watch(
-        self,
-        prefix: Key = "",
-        *,
-        key: Key | None = None,
-        start: Key | None = None,
-        end: Key | None = None,
-        since: int | None = None,
-        previous: bool = False,
-        puts: bool = True,
-        deletes: bool = True,
-        expiries: bool = True,
-        keys_only: bool = False,
-        type: Literal["bytes"],
+        self, prefix: Key = "", *, type: Literal["bytes"], **options: Unpack[WatchOptions]
     ) -> Watch[bytes]: ...
+
+    @overload
+    def watch(
+        self, prefix: Key = "", *, type: Typed[T], **options: Unpack[WatchOptions]
+    ) -> Watch[T]: ...
 
     @overload
     def watch(
@@ -485,12 +427,12 @@ class Reader:
             keys_only=keys_only,
         )
         select_watched(begin, prefix, key, start, end)
-        type = self._as(type)
+        codec = self._as(type)
         feed = self._backend.watch(begin, timeout_seconds=self._timeout)
-        return Watch(feed, type=type, keys_only=keys_only, since=since)
+        return Watch(feed, codec=codec, keys_only=keys_only, since=since)
 
-    def _as(self, type: ValueType | None) -> ValueType:
-        return self._type if type is None else check_type(type)
+    def _as(self, type: ValueType | None) -> Codec[Any]:
+        return self._codec if type is None else codec_of(type)
 
     def _seconds(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else check_timeout(timeout)

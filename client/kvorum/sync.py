@@ -8,12 +8,12 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 from kvorum import limits
-from kvorum.arguments import Consistency
+from kvorum.arguments import Consistency, GetOptions, ListOptions, ScanOptions, WatchOptions
 from kvorum.atomic import SyncAtomic
-from kvorum.codecs import Key, ValueType
+from kvorum.codecs import Key, Typed, ValueType
 from kvorum.durations import Duration
 from kvorum.entry import Entry, IndexEntry, Page
 from kvorum.kv import KV
@@ -82,27 +82,18 @@ class SyncKV:
 
     @overload
     def get(
-        self,
-        key: Key,
-        *,
-        revision: int | None = None,
-        type: Literal["text"],
-        consistency: Consistency = "linearizable",
-        max_staleness: float | None = None,
-        timeout: float | None = None,
+        self, key: Key, *, type: Literal["text"], **options: Unpack[GetOptions]
     ) -> Entry[str] | None: ...
 
     @overload
     def get(
-        self,
-        key: Key,
-        *,
-        revision: int | None = None,
-        type: Literal["bytes"],
-        consistency: Consistency = "linearizable",
-        max_staleness: float | None = None,
-        timeout: float | None = None,
+        self, key: Key, *, type: Literal["bytes"], **options: Unpack[GetOptions]
     ) -> Entry[bytes] | None: ...
+
+    @overload
+    def get(
+        self, key: Key, *, type: Typed[T], **options: Unpack[GetOptions]
+    ) -> Entry[T] | None: ...
 
     @overload
     def get(
@@ -155,6 +146,11 @@ class SyncKV:
 
     @overload
     def get_and_delete(
+        self, key: Key, *, type: Typed[T], timeout: float | None = None
+    ) -> Entry[T] | None: ...
+
+    @overload
+    def get_and_delete(
         self, key: Key, *, type: ValueType | None = None, timeout: float | None = None
     ) -> Entry[Any] | None: ...
 
@@ -183,21 +179,9 @@ class SyncKV:
         self,
         prefix: Key = "",
         *,
-        start: Key | None = None,
-        end: Key | None = None,
-        index: str | None = None,
-        value: Key | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-        reverse: bool = False,
         keys_only: Literal[True],
-        count: bool = False,
-        revision: int | None = None,
-        snapshot: bool = False,
         type: ValueType | None = None,
-        consistency: Consistency = "linearizable",
-        max_staleness: float | None = None,
-        timeout: float | None = None,
+        **options: Unpack[ListOptions],
     ) -> Page[None]: ...
 
     @overload
@@ -205,21 +189,9 @@ class SyncKV:
         self,
         prefix: Key = "",
         *,
-        start: Key | None = None,
-        end: Key | None = None,
-        index: str | None = None,
-        value: Key | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-        reverse: bool = False,
         keys_only: Literal[False] = False,
-        count: bool = False,
-        revision: int | None = None,
-        snapshot: bool = False,
         type: Literal["text"],
-        consistency: Consistency = "linearizable",
-        max_staleness: float | None = None,
-        timeout: float | None = None,
+        **options: Unpack[ListOptions],
     ) -> Page[str]: ...
 
     @overload
@@ -227,22 +199,20 @@ class SyncKV:
         self,
         prefix: Key = "",
         *,
-        start: Key | None = None,
-        end: Key | None = None,
-        index: str | None = None,
-        value: Key | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-        reverse: bool = False,
         keys_only: Literal[False] = False,
-        count: bool = False,
-        revision: int | None = None,
-        snapshot: bool = False,
         type: Literal["bytes"],
-        consistency: Consistency = "linearizable",
-        max_staleness: float | None = None,
-        timeout: float | None = None,
+        **options: Unpack[ListOptions],
     ) -> Page[bytes]: ...
+
+    @overload
+    def list(
+        self,
+        prefix: Key = "",
+        *,
+        keys_only: Literal[False] = False,
+        type: Typed[T],
+        **options: Unpack[ListOptions],
+    ) -> Page[T]: ...
 
     @overload
     def list(
@@ -313,18 +283,9 @@ class SyncKV:
         self,
         prefix: Key = "",
         *,
-        start: Key | None = None,
-        end: Key | None = None,
-        index: str | None = None,
-        value: Key | None = None,
-        page_size: int = limits.DEFAULT_PAGE_RECORDS,
-        reverse: bool = False,
         keys_only: Literal[True],
-        revision: int | None = None,
-        snapshot: bool = False,
         type: ValueType | None = None,
-        consistency: Consistency = "linearizable",
-        max_staleness: float | None = None,
+        **options: Unpack[ScanOptions],
     ) -> Iterator[Entry[None]]: ...
 
     @overload
@@ -332,18 +293,9 @@ class SyncKV:
         self,
         prefix: Key = "",
         *,
-        start: Key | None = None,
-        end: Key | None = None,
-        index: str | None = None,
-        value: Key | None = None,
-        page_size: int = limits.DEFAULT_PAGE_RECORDS,
-        reverse: bool = False,
         keys_only: Literal[False] = False,
-        revision: int | None = None,
-        snapshot: bool = False,
         type: Literal["text"],
-        consistency: Consistency = "linearizable",
-        max_staleness: float | None = None,
+        **options: Unpack[ScanOptions],
     ) -> Iterator[Entry[str]]: ...
 
     @overload
@@ -351,19 +303,20 @@ class SyncKV:
         self,
         prefix: Key = "",
         *,
-        start: Key | None = None,
-        end: Key | None = None,
-        index: str | None = None,
-        value: Key | None = None,
-        page_size: int = limits.DEFAULT_PAGE_RECORDS,
-        reverse: bool = False,
         keys_only: Literal[False] = False,
-        revision: int | None = None,
-        snapshot: bool = False,
         type: Literal["bytes"],
-        consistency: Consistency = "linearizable",
-        max_staleness: float | None = None,
+        **options: Unpack[ScanOptions],
     ) -> Iterator[Entry[bytes]]: ...
+
+    @overload
+    def scan(
+        self,
+        prefix: Key = "",
+        *,
+        keys_only: Literal[False] = False,
+        type: Typed[T],
+        **options: Unpack[ScanOptions],
+    ) -> Iterator[Entry[T]]: ...
 
     @overload
     def scan(
@@ -437,37 +390,18 @@ class SyncKV:
 
     @overload
     def watch(
-        self,
-        prefix: Key = "",
-        *,
-        key: Key | None = None,
-        start: Key | None = None,
-        end: Key | None = None,
-        since: int | None = None,
-        previous: bool = False,
-        puts: bool = True,
-        deletes: bool = True,
-        expiries: bool = True,
-        keys_only: bool = False,
-        type: Literal["text"],
+        self, prefix: Key = "", *, type: Literal["text"], **options: Unpack[WatchOptions]
     ) -> SyncWatch[str]: ...
 
     @overload
     def watch(
-        self,
-        prefix: Key = "",
-        *,
-        key: Key | None = None,
-        start: Key | None = None,
-        end: Key | None = None,
-        since: int | None = None,
-        previous: bool = False,
-        puts: bool = True,
-        deletes: bool = True,
-        expiries: bool = True,
-        keys_only: bool = False,
-        type: Literal["bytes"],
+        self, prefix: Key = "", *, type: Literal["bytes"], **options: Unpack[WatchOptions]
     ) -> SyncWatch[bytes]: ...
+
+    @overload
+    def watch(
+        self, prefix: Key = "", *, type: Typed[T], **options: Unpack[WatchOptions]
+    ) -> SyncWatch[T]: ...
 
     @overload
     def watch(

@@ -11,11 +11,11 @@ How they are carried out is in optimistic.py.
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self, TypeVar, overload
+from typing import Any, Literal, Protocol, Self, TypeVar, Unpack, overload
 
 from kvorum import operations
-from kvorum.arguments import check_limit
-from kvorum.codecs import Key, ValueType, check_type, decode_entry, encode_key
+from kvorum.arguments import RangeOptions, check_limit
+from kvorum.codecs import Codec, Key, Typed, ValueType, codec_of, decode_entry, encode_key
 from kvorum.durations import Duration
 from kvorum.entry import Entry, IndexEntry, Page
 from kvorum.errors import InvalidArgument
@@ -34,9 +34,9 @@ class Transaction:
     the commit.
     """
 
-    def __init__(self, attempt: Attempt, default_type: ValueType) -> None:
+    def __init__(self, attempt: Attempt, default_codec: Codec[Any]) -> None:
         self._attempt = attempt
-        self._default_type = default_type
+        self._default_codec = default_codec
 
     @property
     def revision(self) -> int | None:
@@ -50,6 +50,9 @@ class Transaction:
     async def get(self, key: Key, *, type: Literal["bytes"]) -> Entry[bytes] | None: ...
 
     @overload
+    async def get(self, key: Key, *, type: Typed[T]) -> Entry[T] | None: ...
+
+    @overload
     async def get(self, key: Key, *, type: ValueType | None = None) -> Entry[Any] | None: ...
 
     async def get(self, key: Key, *, type: ValueType | None = None) -> Entry[Any] | None:
@@ -58,7 +61,7 @@ class Transaction:
         An entry that this transaction has put has the revision 0, as it has none yet. A key
         that it adds to cannot be read afterwards: only the store knows the sum.
         """
-        name, read_as = encode_key(key), self._as(type)
+        name, codec = encode_key(key), self._as(type)
         written = self._attempt.written(name)
         if written is None:
             record = await self._attempt.read(name)
@@ -66,31 +69,22 @@ class Transaction:
             raise InvalidArgument(f"{key!r} is added to: read it before that")
         else:
             record = _record_of(written)
-        return None if record is None else decode_entry(record, read_as)
+        return None if record is None else decode_entry(record, codec)
 
     @overload
     async def list(
-        self,
-        prefix: Key = "",
-        *,
-        start: Key | None = None,
-        end: Key | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-        type: Literal["text"],
+        self, prefix: Key = "", *, type: Literal["text"], **options: Unpack[RangeOptions]
     ) -> Page[str]: ...
 
     @overload
     async def list(
-        self,
-        prefix: Key = "",
-        *,
-        start: Key | None = None,
-        end: Key | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-        type: Literal["bytes"],
+        self, prefix: Key = "", *, type: Literal["bytes"], **options: Unpack[RangeOptions]
     ) -> Page[bytes]: ...
+
+    @overload
+    async def list(
+        self, prefix: Key = "", *, type: Typed[T], **options: Unpack[RangeOptions]
+    ) -> Page[T]: ...
 
     @overload
     async def list(
@@ -120,11 +114,11 @@ class Transaction:
         of the page, or to the end if it is complete. List before you write: a range in
         which this transaction has written is refused.
         """
-        selected, read_as = encode_range(prefix, start, end), self._as(type)
+        selected, codec = encode_range(prefix, start, end), self._as(type)
         page = await self._attempt.list(selected, check_limit(limit), cursor or "")
         return Page(
             entries=tuple(
-                decode_entry(record, read_as)
+                decode_entry(record, codec)
                 for record in page.records
                 if not has_expired(record, page.log_time_ms)
             ),
@@ -145,7 +139,12 @@ class Transaction:
     ) -> None:
         """Write a value at the commit, like `KV.put`, in place of an earlier write of the key."""
         operation = operations.put(
-            key, value, ttl=ttl, metadata=metadata, index_entries=index_entries, type=self._as(type)
+            key,
+            value,
+            ttl=ttl,
+            metadata=metadata,
+            index_entries=index_entries,
+            codec=self._as(type),
         )
         self._attempt.write(operation.put.key, operation)
 
@@ -185,16 +184,16 @@ class Transaction:
     ) -> bool:
         return self._attempt.leave(error)
 
-    def _as(self, type: ValueType | None) -> ValueType:
-        return self._default_type if type is None else check_type(type)
+    def _as(self, type: ValueType | None) -> Codec[Any]:
+        return self._default_codec if type is None else codec_of(type)
 
 
 class Attempts:
     """The attempts of a transaction. Made by `KV.transaction`, for one `async for` or `run`."""
 
-    def __init__(self, loop: Loop, default_type: ValueType) -> None:
+    def __init__(self, loop: Loop, default_codec: Codec[Any]) -> None:
         self._loop = loop
-        self._default_type = default_type
+        self._default_codec = default_codec
 
     async def run(self, work: Callable[[Transaction], Awaitable[T]]) -> T:
         """Run a function with a `Transaction`, until it could be committed.
@@ -217,7 +216,7 @@ class Attempts:
         attempt = await self._loop.advance()
         if attempt is None:
             raise StopAsyncIteration
-        return Transaction(attempt, self._default_type)
+        return Transaction(attempt, self._default_codec)
 
     def __del__(self) -> None:
         if self._loop.is_forgotten:
@@ -254,6 +253,9 @@ class SyncTransaction:
     def get(self, key: Key, *, type: Literal["bytes"]) -> Entry[bytes] | None: ...
 
     @overload
+    def get(self, key: Key, *, type: Typed[T]) -> Entry[T] | None: ...
+
+    @overload
     def get(self, key: Key, *, type: ValueType | None = None) -> Entry[Any] | None: ...
 
     def get(self, key: Key, *, type: ValueType | None = None) -> Entry[Any] | None:
@@ -262,27 +264,18 @@ class SyncTransaction:
 
     @overload
     def list(
-        self,
-        prefix: Key = "",
-        *,
-        start: Key | None = None,
-        end: Key | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-        type: Literal["text"],
+        self, prefix: Key = "", *, type: Literal["text"], **options: Unpack[RangeOptions]
     ) -> Page[str]: ...
 
     @overload
     def list(
-        self,
-        prefix: Key = "",
-        *,
-        start: Key | None = None,
-        end: Key | None = None,
-        limit: int = 100,
-        cursor: str | None = None,
-        type: Literal["bytes"],
+        self, prefix: Key = "", *, type: Literal["bytes"], **options: Unpack[RangeOptions]
     ) -> Page[bytes]: ...
+
+    @overload
+    def list(
+        self, prefix: Key = "", *, type: Typed[T], **options: Unpack[RangeOptions]
+    ) -> Page[T]: ...
 
     @overload
     def list(

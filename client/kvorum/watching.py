@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeVar, cast
 
 from kvorum.backends import Feed
-from kvorum.codecs import ValueType, decode_entry, decode_key
+from kvorum.codecs import BYTES, Codec, decode_entry, decode_key
 from kvorum.entry import Entry, instant
 from kvorumpb.v1 import watch_pb2
 from kvorumpb.v1.command_pb2 import Record
@@ -87,10 +87,10 @@ class Watch(Generic[T]):
     """
 
     def __init__(
-        self, feed: Feed, *, type: ValueType, keys_only: bool = False, since: int | None = None
+        self, feed: Feed, *, codec: Codec[Any], keys_only: bool = False, since: int | None = None
     ) -> None:
         self._feed = feed
-        self._type = type
+        self._codec = codec
         self._keys_only = keys_only
         self._revision = since
         self._coming: deque[watch_pb2.Change] = deque()
@@ -183,8 +183,8 @@ class Watch(Generic[T]):
 
     def _entry(self, record: Record) -> Entry[T]:
         if self._keys_only:
-            return replace(decode_entry(record, "bytes"), value=cast("T", None))
-        return decode_entry(record, self._type)
+            return replace(decode_entry(record, BYTES), value=cast("T", None))
+        return decode_entry(record, self._codec)
 
 
 class _Revisions(Generic[T]):

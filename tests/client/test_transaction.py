@@ -11,6 +11,7 @@ from kvorum import (
     InvalidArgument,
     Transaction,
 )
+from kvorum.codecs import JSON
 from kvorum.optimistic import Loop
 from kvorum.transaction import Attempts
 from kvorumpb.v1.kv_pb2 import Call, Reply
@@ -316,5 +317,5 @@ async def test_of_reads_at_once_the_first_says_the_revision() -> None:
     async def body(txn: Transaction) -> None:
         await asyncio.gather(*(txn.get(f"k{number}") for number in range(4)))
 
-    await Attempts(Loop(carry, attempts=1, timeout_seconds=10), "json").run(body)
+    await Attempts(Loop(carry, attempts=1, timeout_seconds=10), JSON).run(body)
     assert asked == [0, 7, 7, 7]

@@ -21,6 +21,7 @@ from kvorum import (
     Transaction,
     limits,
 )
+from kvorum.codecs import JSON
 from kvorum.optimistic import MAX_PAUSE_SECONDS, Loop, _pause_seconds
 from kvorum.transaction import Attempts
 from kvorumpb.v1.kv_pb2 import Call, Reply
@@ -197,7 +198,7 @@ async def test_no_attempt_begins_that_has_no_time_left() -> None:
     async def outcome() -> type[Exception]:
         loop = Loop(carry, attempts=1_000_000, timeout_seconds=0.05)
         with pytest.raises((Conflict, DeadlineExceeded)) as ended:
-            await Attempts(loop, "json").run(body)
+            await Attempts(loop, JSON).run(body)
         return ended.type
 
     # A pause may still last longer than it was to, so one of them is enough.
@@ -229,7 +230,7 @@ async def test_a_revision_that_is_not_kept_any_more_is_a_conflict() -> None:
 
     counted = Counted(body)
     loop = Loop(carry, attempts=5, timeout_seconds=10)
-    assert await Attempts(loop, "json").run(counted) == 2
+    assert await Attempts(loop, JSON).run(counted) == 2
     assert [call.get.revision for call in asked if call.HasField("get")] == [0, 7, 0, 9]
 
 

@@ -413,16 +413,16 @@ def _encode_text(given: bytes, key: str, *, as_json: bool) -> bytes:
     if not as_json:
         return given
     try:
-        value = codecs.decode_value(given, "json", key)
+        value = codecs.decode_value(given, codecs.JSON, key)
     except DecodeError:
         value = text
-    return codecs.encode_value(value, "json", key)
+    return codecs.encode_value(value, codecs.JSON, key)
 
 
 def _print_value(entry: "Entry[bytes]") -> None:
     """Print a value for a reader."""
     try:
-        value = codecs.decode_value(entry.value, "json", entry.key)
+        value = codecs.decode_value(entry.value, codecs.JSON, entry.key)
     except DecodeError:
         console.out().print(Text(_printable(entry.value)), soft_wrap=True)
     else:

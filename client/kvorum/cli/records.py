@@ -119,17 +119,17 @@ def _describe_value(record: Record) -> dict[str, Any]:
     except UnicodeDecodeError:
         return {"base64": _encode_base64(record.value)}
     with contextlib.suppress(DecodeError, InvalidArgument):
-        value = codecs.decode_value(record.value, "json", record.key)
-        if codecs.encode_value(value, "json", record.key) == record.value:
+        value = codecs.decode_value(record.value, codecs.JSON, record.key)
+        if codecs.encode_value(value, codecs.JSON, record.key) == record.value:
             return {"value": value}
     return {"text": text}
 
 
 def _parse_value(key: str, content: dict[str, Any]) -> bytes:
     if "value" in content:
-        return codecs.encode_value(content["value"], "json", key)
+        return codecs.encode_value(content["value"], codecs.JSON, key)
     if "text" in content:
-        return codecs.encode_value(content["text"], "text", key)
+        return codecs.encode_value(content["text"], codecs.TEXT, key)
     return _decode_base64("base64", content["base64"])
 
 
