@@ -50,6 +50,7 @@ check: setup  ## Format, lint, types, generated code, documentation
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy $(SOURCES)
+	$(BIN)/basedpyright
 	$(BIN)/python proto/generate.py --check
 	$(BIN)/zensical build --strict >/dev/null
 

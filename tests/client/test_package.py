@@ -50,6 +50,15 @@ def test_importing_kvorum_does_not_import(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize("module", ["pydantic", "msgspec", "msgpack"])
+def test_a_store_is_used_without_libraries_that_only_some_values_need(module: str) -> None:
+    code = (
+        "import kvorum.sync, kvorum.patterns, sys; from kvorum.codecs import JSON, encode_value; "
+        f"encode_value([1], JSON, 'k'); sys.exit({module!r} in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_translating_errors_does_without_grpc() -> None:
     code = "import kvorum.status, sys; sys.exit('grpc' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

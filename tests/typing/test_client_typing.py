@@ -7,6 +7,9 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from typing import Any, assert_type
 
+import msgspec
+from pydantic import BaseModel
+
 import kvorum
 from kvorum import (
     KV,
@@ -15,6 +18,7 @@ from kvorum import (
     Attempts,
     Change,
     Changes,
+    Codec,
     Entry,
     IndexEntry,
     Page,
@@ -28,6 +32,17 @@ from kvorum import (
     Transaction,
     Watch,
 )
+
+
+class User(BaseModel):
+    name: str
+
+
+class Point(msgspec.Struct):
+    x: float
+
+
+NAMES = Codec[list[str]]("names", lambda names: ",".join(names).encode(), lambda _: [])
 
 
 async def opening_gives_a_store() -> None:
@@ -57,6 +72,38 @@ async def the_type_of_a_value_follows_from_the_argument(kv: KV) -> None:
     async for entry in kv.scan(type="bytes"):
         assert_type(entry, Entry[bytes])
         assert_type(entry.value, bytes)
+
+
+async def models_and_codecs_are_what_is_read(kv: KV) -> None:
+    assert_type(await kv.get("a", type="msgpack"), Entry[Any] | None)
+    assert_type(await kv.get("a", type=User), Entry[User] | None)
+    assert_type(await kv.get("a", type=Point, consistency="stale"), Entry[Point] | None)
+    assert_type(await kv.get("a", type=NAMES), Entry[list[str]] | None)
+    assert_type(await kv.get_and_delete("a", type=User, timeout=1), Entry[User] | None)
+    assert_type(await kv.list("a", type=User, limit=5), Page[User])
+    assert_type(await kv.list("a", type=User, keys_only=True), Page[None])
+    assert_type(kv.scan("a", type=Point), AsyncIterator[Entry[Point]])
+    assert_type(kv.watch("a", type=User, previous=True), Watch[User])
+    async for attempt in kv.transaction():
+        async with attempt as txn:
+            assert_type(await txn.get("a", type=User), Entry[User] | None)
+            assert_type(await txn.list("a", type=Point, limit=5), Page[Point])
+            txn.put("a", User(name="alice"))
+    assert_type(await kv.put("a", Point(1), type=Point), int)
+    assert_type(await kvorum.open("memory:", type=User), KV)
+
+
+def models_and_codecs_for_threads(kv: SyncKV) -> None:
+    assert_type(kv.get("a", type=User), Entry[User] | None)
+    assert_type(kv.get("a", type=NAMES, revision=3), Entry[list[str]] | None)
+    assert_type(kv.get_and_delete("a", type=Point), Entry[Point] | None)
+    assert_type(kv.list("a", type=User), Page[User])
+    assert_type(kv.scan("a", type=Point, reverse=True), Iterator[Entry[Point]])
+    assert_type(kv.watch("a", type=User), SyncWatch[User])
+    for attempt in kv.transaction():
+        with attempt as txn:
+            assert_type(txn.get("a", type=User), Entry[User] | None)
+            assert_type(txn.list("a", type=Point), Page[Point])
 
 
 async def watches_have_the_type_of_their_values(kv: KV, sync_kv: SyncKV) -> None:
@@ -139,6 +186,8 @@ def threads_see_the_same(kv: SyncKV) -> None:
 
 async def mistakes_are_found(kv: KV) -> None:
     await kv.get("a", type="xml")  # type: ignore[call-overload]  # no such type
+    await kv.get("a", type=5)  # type: ignore[call-overload]  # nor this
+    await kv.get("a", type=User, limit=5)  # type: ignore[call-overload]  # no such option
     await kv.get(1)  # type: ignore[call-overload]  # no key
     await kv.put("a", 1, ttl="5")  # type: ignore[arg-type]  # no length of time
     await kv.put("a", 1, index_entries=["i"])  # type: ignore[list-item]  # no IndexEntry
