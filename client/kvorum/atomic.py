@@ -2,12 +2,13 @@
 
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Self
 
 from kvorum import checks, operations
 from kvorum.codecs import Codec, Key, ValueType, codec_of, decode_key
 from kvorum.durations import Duration
-from kvorum.entry import IndexEntry
+from kvorum.entry import IndexEntry, instant
 from kvorum.errors import InvalidArgument
 from kvorum.model import RateLimit
 from kvorum.ranges import encode_range
@@ -24,6 +25,9 @@ class AtomicResult:
     results: tuple[Any, ...]
     """For each operation that ran, in order, what the store's method of that name returns. A
     list has no cursor: go on after its last key."""
+
+    at: datetime
+    """When, by the store's log time."""
 
     succeeded: bool = True
     """True if every check held; False if the operations after `otherwise` ran instead."""
@@ -281,6 +285,7 @@ class Atomic:
                 operations.read_result(operation, outcome, result.revision, codec)
                 for operation, outcome, codec in zip(branch, result.results, codecs, strict=True)
             ),
+            at=instant(result.log_time_ms),
             succeeded=result.succeeded,
             failed_check=None if result.succeeded else result.failed_check,
         )

@@ -49,6 +49,11 @@ class Reader:
         self._codec = codec_of(type)
         self._closed = False
 
+    @property
+    def value_type(self) -> ValueType:
+        """How values are written and read where a call does not say it: as `open` was told."""
+        return self._type
+
     @overload
     async def get(
         self, key: Key, *, type: Literal["text"], **options: Unpack[GetOptions]

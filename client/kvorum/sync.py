@@ -28,8 +28,7 @@ T = TypeVar("T")
 class SyncKV:
     """A store for threads. Made by `kvorum.open_sync`; any thread may use it.
 
-    Every method does what the method of `KV` with its name does, and raises the
-    same errors.
+    Every method does what the method of `KV` with its name does, and raises the same errors.
     """
 
     def __init__(self, kv: KV, thread: LoopThread) -> None:
@@ -51,6 +50,11 @@ class SyncKV:
         except BaseException:
             thread.stop()
             raise
+
+    @property
+    def value_type(self) -> ValueType:
+        """Like `KV.value_type`."""
+        return self._kv.value_type
 
     def put(
         self,
@@ -488,10 +492,7 @@ class SyncKV:
         return SyncAtomic(self._kv.atomic(), self._thread.call)
 
     def transaction(
-        self,
-        *,
-        attempts: int = limits.DEFAULT_TRANSACTION_ATTEMPTS,
-        timeout: float | None = None,
+        self, *, attempts: int = limits.DEFAULT_TRANSACTION_ATTEMPTS, timeout: float | None = None
     ) -> SyncAttempts:
         """Like `KV.transaction`: `for`, `with`, and functions without await."""
         inner = self._kv.transaction(attempts=attempts, timeout=timeout)

@@ -20,3 +20,13 @@ Rules of this package: nothing of it is known to the store or to `KV`; a name th
 gives is checked (`keys.check_name`), text from outside is escaped (`keys.escape`); who decides
 what time it is, is the store.
 """
+
+from kvorum.patterns.counter import Count as Count
+from kvorum.patterns.counter import Counter as Counter
+from kvorum.patterns.counter import ShardedCounter as ShardedCounter
+
+__all__ = [
+    "Count",
+    "Counter",
+    "ShardedCounter",
+]
