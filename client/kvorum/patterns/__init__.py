@@ -24,6 +24,7 @@ what time it is, is the store.
 from kvorum.patterns.counter import Count as Count
 from kvorum.patterns.counter import Counter as Counter
 from kvorum.patterns.counter import ShardedCounter as ShardedCounter
+from kvorum.patterns.expiring import Expiring as Expiring
 from kvorum.patterns.rate_limiter import RateDecision as RateDecision
 from kvorum.patterns.rate_limiter import RateDecisions as RateDecisions
 from kvorum.patterns.rate_limiter import RateLimiter as RateLimiter
@@ -32,6 +33,7 @@ from kvorum.patterns.rate_limiter import RateStanding as RateStanding
 __all__ = [
     "Count",
     "Counter",
+    "Expiring",
     "RateDecision",
     "RateDecisions",
     "RateLimiter",
