@@ -25,6 +25,7 @@ from kvorum.patterns.counter import Count as Count
 from kvorum.patterns.counter import Counter as Counter
 from kvorum.patterns.counter import ShardedCounter as ShardedCounter
 from kvorum.patterns.expiring import Expiring as Expiring
+from kvorum.patterns.pagination import Paginator as Paginator
 from kvorum.patterns.rate_limiter import RateDecision as RateDecision
 from kvorum.patterns.rate_limiter import RateDecisions as RateDecisions
 from kvorum.patterns.rate_limiter import RateLimiter as RateLimiter
@@ -34,6 +35,7 @@ __all__ = [
     "Count",
     "Counter",
     "Expiring",
+    "Paginator",
     "RateDecision",
     "RateDecisions",
     "RateLimiter",
