@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvorum import errors, keys, limits
 from kvorum.errors import (
+    BatchInterrupted,
     ClientForgotten,
     Closed,
     Compacted,
@@ -77,6 +78,7 @@ __all__ = [
     "Atomic",
     "AtomicResult",
     "Attempts",
+    "BatchInterrupted",
     "Change",
     "Changes",
     "ClientForgotten",

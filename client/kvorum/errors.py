@@ -18,6 +18,7 @@
     │   │                       than it may
     │   └── ResultTooLarge      a transaction reads more than it may return
     ├── Conflict                a check of a transaction did not hold; nothing was written
+    ├── BatchInterrupted        a batch in bulk has ended early; `done` says where to go on
     ├── DecodeError             a value is not of the type it was asked for
     ├── UnknownFlag             no such feature flag is set
     ├── Unavailable             not applied: a retry is safe, and the client has tried
@@ -219,6 +220,21 @@ class Conflict(KvorumError):
         self.check = check
         self.key = key
         self.range = range
+
+
+class BatchInterrupted(KvorumError):
+    """A batch in bulk has ended early; `__cause__` is why.
+
+    The first `done` items are settled. Some of those after them may be written as well.
+    """
+
+    def __init__(self, message: str, *, done: int) -> None:
+        super().__init__(message, done=done)
+        self.done = done
+
+    @property
+    def maybe_applied(self) -> bool:
+        return True
 
 
 class UnknownFlag(KvorumError, LookupError):

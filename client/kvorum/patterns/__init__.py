@@ -21,6 +21,14 @@ gives is checked (`keys.check_name`), text from outside is escaped (`keys.escape
 what time it is, is the store.
 """
 
+from kvorum.patterns.batch import BatchEntries as BatchEntries
+from kvorum.patterns.batch import BatchProgress as BatchProgress
+from kvorum.patterns.batch import BatchResult as BatchResult
+from kvorum.patterns.batch import ItemResult as ItemResult
+from kvorum.patterns.batch import Put as Put
+from kvorum.patterns.batch import batch_delete as batch_delete
+from kvorum.patterns.batch import batch_get as batch_get
+from kvorum.patterns.batch import batch_put as batch_put
 from kvorum.patterns.counter import Count as Count
 from kvorum.patterns.counter import Counter as Counter
 from kvorum.patterns.counter import ShardedCounter as ShardedCounter
@@ -32,13 +40,21 @@ from kvorum.patterns.rate_limiter import RateLimiter as RateLimiter
 from kvorum.patterns.rate_limiter import RateStanding as RateStanding
 
 __all__ = [
+    "BatchEntries",
+    "BatchProgress",
+    "BatchResult",
     "Count",
     "Counter",
     "Expiring",
+    "ItemResult",
     "Paginator",
+    "Put",
     "RateDecision",
     "RateDecisions",
     "RateLimiter",
     "RateStanding",
     "ShardedCounter",
+    "batch_delete",
+    "batch_get",
+    "batch_put",
 ]
