@@ -22,6 +22,9 @@ class AtomicResult:
     revision: int
     """At which it wrote; if it wrote nothing, at which it was evaluated."""
 
+    at: datetime
+    """When, by the store's log time: what it gave a `ttl` expires so long after this."""
+
     results: tuple[Any, ...]
     """For each operation that ran, in order, what the store's method of that name returns. A
     list has no cursor: go on after its last key."""
@@ -281,6 +284,7 @@ class Atomic:
             branch, codecs = built.otherwise, second
         return AtomicResult(
             revision=result.revision,
+            at=instant(result.log_time_ms),
             results=tuple(
                 operations.read_result(operation, outcome, result.revision, codec)
                 for operation, outcome, codec in zip(branch, result.results, codecs, strict=True)

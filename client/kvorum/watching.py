@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeVar, cast
 
@@ -128,9 +129,13 @@ class Watch(Generic[T]):
             self._revision = self._coming_from.revision
         return self._decode(change)
 
-    def revisions(self) -> AsyncIterator[Changes[T]]:
-        """The same, with all changes of a revision together."""
-        return _Revisions(self._next_changes)
+    def revisions(self, *, progress: bool = False) -> AsyncIterator[Changes[T]]:
+        """The same, with all changes of a revision together.
+
+        With `progress`, also without any: nothing more has changed through the revision. The
+        store says so each 5 seconds, as long as the node that tells is in touch with its leader.
+        """
+        return _Revisions(partial(self._next_changes, progress))
 
     async def close(self) -> None:
         """End the watch. May be repeated."""
@@ -148,9 +153,11 @@ class Watch(Generic[T]):
     ) -> None:
         await self.close()
 
-    async def _next_changes(self) -> Changes[T]:
+    async def _next_changes(self, progress: bool) -> Changes[T]:
         if not self._coming:
-            await self._await_changes()
+            mark = await self._await_changes(or_progress=progress)
+            if mark is not None:
+                return Changes(revision=mark.revision, at=instant(mark.log_time_ms), changes=())
         coming = tuple(self._coming)
         self._coming.clear()
         self._revision = self._coming_from.revision
@@ -160,15 +167,19 @@ class Watch(Generic[T]):
             changes=tuple(map(self._decode, coming)),
         )
 
-    async def _await_changes(self) -> None:
+    async def _await_changes(self, *, or_progress: bool = False) -> watch_pb2.Progress | None:
+        """Wait until something has changed, or until the word that nothing has; returns that."""
         await self.begin()
         while not self._coming:
             heard = await self._feed.next()
-            if isinstance(heard, watch_pb2.Progress):
-                self._revision = max(heard.revision, self._revision or 0)
-            else:
+            if not isinstance(heard, watch_pb2.Progress):
                 self._coming_from = heard
                 self._coming.extend(heard.changes)
+                continue
+            self._revision = max(heard.revision, self._revision or 0)
+            if or_progress:
+                return heard
+        return None
 
     def _decode(self, change: watch_pb2.Change) -> Change[T]:
         coming_from = self._coming_from
@@ -222,9 +233,9 @@ class SyncWatch(Generic[T]):
     def __next__(self) -> Change[T]:
         return cast("Change[T]", self._call(self._watch.__anext__()))
 
-    def revisions(self) -> Iterator[Changes[T]]:
+    def revisions(self, *, progress: bool = False) -> Iterator[Changes[T]]:
         """Like `Watch.revisions`."""
-        revisions = cast("_Revisions[T]", self._watch.revisions())
+        revisions = cast("_Revisions[T]", self._watch.revisions(progress=progress))
         while True:
             yield self._call(revisions.__anext__())
 

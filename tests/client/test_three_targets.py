@@ -266,6 +266,14 @@ async def test_every_operation_gives_its_result(kv: KV) -> None:
     assert await kv.ttl("r:2") is not None
 
 
+async def test_a_commit_says_when_it_was(kv: KV) -> None:
+    result = await kv.atomic().put("a", 1, ttl=300).commit()
+    entry = await kv.get("a")
+    assert entry is not None
+    assert entry.updated_at == result.at
+    assert entry.expires_at == result.at + timedelta(seconds=300)
+
+
 async def test_each_condition(kv: KV) -> None:
     revision = await kv.put("a", {"x": None})
     later = await kv.put("b", 1)

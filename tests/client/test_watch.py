@@ -351,6 +351,17 @@ async def test_it_goes_on_at_another_node_after_the_last_whole_revision(
         assert told(await take(watch, 1)) == [(9, "put", "c", 1)]
 
 
+async def test_progress_is_told_to_who_asks_for_it(nodes: Nodes, cluster: KV) -> None:
+    async with cluster.watch(since=5) as watch:
+        here, _ = await serving(nodes)
+        here.tell(progress(6), progress(7), changes(8, b"a"))
+        heard = watch.revisions(progress=True)
+        told = [await soon(anext(heard)) for _ in range(3)]
+        assert [(one.revision, len(one)) for one in told] == [(6, 0), (7, 0), (8, 1)]
+        here.tell(progress(9), changes(10, b"a"))
+        assert (await soon(anext(watch.revisions()))).revision == 10
+
+
 async def test_it_goes_on_from_where_progress_has_come(nodes: Nodes, cluster: KV) -> None:
     async with cluster.watch(since=5) as watch:
         here, there = await serving(nodes)
