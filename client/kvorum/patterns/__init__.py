@@ -38,6 +38,9 @@ from kvorum.patterns.rate_limiter import RateDecision as RateDecision
 from kvorum.patterns.rate_limiter import RateDecisions as RateDecisions
 from kvorum.patterns.rate_limiter import RateLimiter as RateLimiter
 from kvorum.patterns.rate_limiter import RateStanding as RateStanding
+from kvorum.patterns.sessions import Session as Session
+from kvorum.patterns.sessions import SessionPage as SessionPage
+from kvorum.patterns.sessions import SessionStore as SessionStore
 
 __all__ = [
     "BatchEntries",
@@ -53,6 +56,9 @@ __all__ = [
     "RateDecisions",
     "RateLimiter",
     "RateStanding",
+    "Session",
+    "SessionPage",
+    "SessionStore",
     "ShardedCounter",
     "batch_delete",
     "batch_get",
