@@ -29,9 +29,6 @@ class AtomicResult:
     """For each operation that ran, in order, what the store's method of that name returns. A
     list has no cursor: go on after its last key."""
 
-    at: datetime
-    """When, by the store's log time."""
-
     succeeded: bool = True
     """True if every check held; False if the operations after `otherwise` ran instead."""
 
@@ -289,7 +286,6 @@ class Atomic:
                 operations.read_result(operation, outcome, result.revision, codec)
                 for operation, outcome, codec in zip(branch, result.results, codecs, strict=True)
             ),
-            at=instant(result.log_time_ms),
             succeeded=result.succeeded,
             failed_check=None if result.succeeded else result.failed_check,
         )

@@ -50,9 +50,9 @@ class Reader:
         self._closed = False
 
     @property
-    def value_type(self) -> ValueType:
+    def value_type(self) -> Codec[Any]:
         """How values are written and read where a call does not say it: as `open` was told."""
-        return self._type
+        return self._codec
 
     @overload
     async def get(

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self, TypeVar, Unpack, overload
 from kvorum import limits
 from kvorum.arguments import Consistency, GetOptions, ListOptions, ScanOptions, WatchOptions
 from kvorum.atomic import SyncAtomic
-from kvorum.codecs import Key, Typed, ValueType
+from kvorum.codecs import Codec, Key, Typed, ValueType
 from kvorum.durations import Duration
 from kvorum.entry import Entry, IndexEntry, Page
 from kvorum.kv import KV
@@ -52,7 +52,7 @@ class SyncKV:
             raise
 
     @property
-    def value_type(self) -> ValueType:
+    def value_type(self) -> Codec[Any]:
         """Like `KV.value_type`."""
         return self._kv.value_type
 

@@ -437,7 +437,7 @@ def _flags() -> list[str]:
 async def _records(characters: Sequence[int]) -> AsyncIterator[Record]:
     for point in characters:
         key = key_of(point)
-        yield Record(key, codecs.encode_value(describe(point), "json", key))
+        yield Record(key, codecs.encode_value(describe(point), codecs.JSON, key))
 
 
 def _applied(report: NodeReport) -> tuple[int, int] | None:

@@ -25,7 +25,7 @@ from typing import Any, Final, Generic, Literal, TypeVar, cast, overload
 from kvorum import limits
 from kvorum.arguments import check_count
 from kvorum.atomic import Atomic
-from kvorum.codecs import Key, ValueType, check_type, decode_key, encode_key, encode_value
+from kvorum.codecs import Key, ValueType, codec_of, decode_key, encode_key, encode_value
 from kvorum.durations import Duration
 from kvorum.entry import Entry, IndexEntry
 from kvorum.errors import (
@@ -203,11 +203,11 @@ async def batch_put(
     `skip` leaves out so many items. What was under way when a batch ended may be written or not,
     and is written again by the next one: let no one else write these keys meanwhile.
     """
-    value_type = kv.value_type if type is None else check_type(type)
+    codec = codec_of(kv.value_type if type is None else type)
 
     def encode(position: int, given: Item) -> _Item:
         put = given if isinstance(given, Put) else Put(*_pair(given))
-        key, value = encode_key(put.key), encode_value(put.value, value_type, put.key)
+        key, value = encode_key(put.key), encode_value(put.value, codec, put.key)
         size = len(key) + len(value) + len(put.metadata or b"")
         for entry in put.index_entries or ():
             size += len(entry.index) + len(entry.value)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Generic, Literal, TypeVar, overload
 
 from kvorum import keys
-from kvorum.codecs import ValueType, check_type
+from kvorum.codecs import Codec, ValueType, codec_of
 from kvorum.durations import Duration, encode_ttl
 from kvorum.entry import Entry
 from kvorum.errors import InvalidArgument
@@ -53,7 +53,7 @@ class Expiring(Generic[T]):
         self._kv = kv
         self._prefix = keys.prefix("expiring", keys.check_name(name, "an expiring namespace"))
         self._ttl = _check_ttl(ttl)
-        self._type = kv.value_type if type is None else check_type(type)
+        self._codec: Codec[T] = codec_of(kv.value_type if type is None else type)
 
     async def put(
         self,
@@ -74,7 +74,7 @@ class Expiring(Generic[T]):
             value,
             ttl=self._ttl if ttl is None else ttl,
             exists=exists,
-            type=self._type,
+            type=self._codec,
             timeout=timeout,
         )
 
@@ -88,10 +88,10 @@ class Expiring(Generic[T]):
         """
         name = self._key(key)
         if touch:
-            atomic = self._kv.atomic().touch(name, self._ttl).get(name, type=self._type)
+            atomic = self._kv.atomic().touch(name, self._ttl).get(name, type=self._codec)
             entry = (await atomic.commit(timeout=timeout)).results[1]
         else:
-            entry = await self._kv.get(name, type=self._type, timeout=timeout)
+            entry = await self._kv.get(name, type=self._codec, timeout=timeout)
         return None if entry is None else replace(entry, key=key)
 
     async def touch(
@@ -124,7 +124,7 @@ class Expiring(Generic[T]):
         dealt with), or from when the first one is waited for. `Compacted` like `KV.watch`.
         """
         watch = self._kv.watch(
-            self._prefix, since=since, previous=True, puts=False, deletes=False, type=self._type
+            self._prefix, since=since, previous=True, puts=False, deletes=False, type=self._codec
         )
         async with watch:
             async for change in watch:

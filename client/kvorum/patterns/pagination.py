@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Final, Generic, Literal, TypeVar, overload
 
 from kvorum.arguments import check_limit
-from kvorum.codecs import ValueType, check_type
+from kvorum.codecs import Codec, ValueType, codec_of
 from kvorum.entry import Page
 from kvorum.errors import InvalidArgument
 from kvorum.kv import KV
@@ -110,7 +110,7 @@ class Paginator(Generic[T]):
                 f"page_size is {page_size}, more than max_page_size, which is {max_page_size}"
             )
         self._snapshot, self._reverse = snapshot, reverse
-        self._type = kv.value_type if type is None else check_type(type)
+        self._codec: Codec[T] = codec_of(kv.value_type if type is None else type)
 
     async def page(
         self,
@@ -135,7 +135,7 @@ class Paginator(Generic[T]):
             reverse=self._reverse,
             count=count,
             snapshot=self._snapshot,
-            type=self._type,
+            type=self._codec,
             timeout=timeout,
         )
 
