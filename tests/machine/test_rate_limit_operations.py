@@ -317,6 +317,21 @@ def test_reset_forgets_and_takes(
     assert _state(engine) == []
 
 
+@ALGORITHMS
+def test_a_reset_leaves_what_has_expired_to_the_sweep(
+    machine: Machine, engine: Engine, algorithm: RateLimit.Algorithm.ValueType
+) -> None:
+    """It counts for nothing already, and its row of expiry stays with it: nothing is to be done."""
+    _check(machine, _limit(b"a", cost=3, algorithm=algorithm))
+    before = _state(engine)
+    reset = _limit(b"a", cost=0, algorithm=algorithm, reset=True)
+    result = _check(machine, reset, later_ms=5_000)
+    assert (result.allowed, result.states[0].remaining) == (True, 3)
+    assert _state(engine) == before
+    _sweep(machine, later_ms=5_000)
+    assert _state(engine) == []
+
+
 def test_what_is_denied_is_not_reset_and_says_how_it_stands(machine: Machine) -> None:
     _check(machine, _limit(b"a", cost=3))
     _check(machine, _limit(b"full", 1))
