@@ -4,16 +4,14 @@ It answers what the machine answers, to every kind of command, and holds every r
 that the store ever had as a copy of its own. What is efficient in the machine is naive here:
 expiry is a loop over all cells, an index is a search, history is all there ever was.
 
-Values are small, so that it needs none of the limits on bytes; the limits on numbers are
-parameters, so that a test can meet them with few records.
+The limits are parameters, so that a test can meet them with few and small records.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
-from math import ceil
 from typing import Final
 
+from kvorum import limits
 from kvorumpb.v1.command_pb2 import (
     AddOperation,
     Check,
@@ -27,13 +25,13 @@ from kvorumpb.v1.command_pb2 import (
     OperationError,
     OperationResult,
     PutOperation,
-    RateLimit,
     RateLimitOperation,
     Record,
     TouchOperation,
     Transaction,
     TransactionResult,
 )
+from tests.machine.rate_limit_model import Taken, has_room, taken
 
 MIN, MAX = -(2**63), 2**63 - 1
 
@@ -90,29 +88,33 @@ class Happened:
 class Failed(Exception):
     def __init__(self, reason: OperationError.Reason.ValueType, value: int = 0) -> None:
         super().__init__(reason)
-        self.reason = reason
-        self.value = value
+        self.error = OperationError(reason=reason, value=value)
+
+
+class Violated(Failed):
+    """The operation wants a place in a unique index that is another record's."""
+
+    def __init__(self, entry: tuple[str, bytes, bool], owner: bytes) -> None:
+        super().__init__(OperationError.UNIQUE_VIOLATION)
+        index, value, unique = entry
+        self.error.entry.CopyFrom(IndexEntry(index=index, value=value, unique=unique))
+        self.error.owner = owner
 
 
 @dataclass(frozen=True, slots=True)
-class Violation:
-    """Two records want one place in a unique index."""
+class Limits:
+    """What one command may do, as kvorum/limits.py has it if nothing else is said."""
 
-    index: str
-    value: bytes
-    owner: bytes
-    position: int
-    """Of the operation that comes second."""
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """What was taken from a rate limit. The setting of a key never changes, but its algorithm."""
-
-    algorithm: RateLimit.Algorithm.ValueType
-    times: tuple[int, ...]
-    """Each once for each that it cost."""
-    expire_time_ms: int
+    range_records: int = limits.MAX_RANGE_RECORDS
+    unchanged_events: int = limits.MAX_UNCHANGED_EVENTS
+    looks: int = limits.MAX_TRANSACTION_RECORDS
+    look_bytes: int = limits.RANGE_LOOK_BYTES
+    result_bytes: int = limits.MAX_RESULT_BYTES
+    replaced_bytes: int = limits.MAX_REPLACED_BYTES
+    entry_replaced_bytes: int = limits.MAX_ENTRY_REPLACED_BYTES
+    sweep_bytes: int = limits.MAX_SWEEP_BYTES
+    apart_bytes: int = 4 * limits.KIB
+    """From which size on a value is stored by itself, and not moved with its record."""
 
 
 @dataclass(slots=True)
@@ -127,8 +129,7 @@ class Window:
 class Model:
     """The store after some commands. `run` carries out the next one."""
 
-    max_range: int
-    max_unchanged: int
+    bounds: Limits
     cells: Cells = field(default_factory=dict)
     revision: int = 0
     log_time_ms: int = 0
@@ -138,11 +139,12 @@ class Model:
     events: dict[int, list[Happened]] = field(default_factory=dict)
     limits: dict[bytes, Taken] = field(default_factory=dict)
     windows: dict[int, Window] = field(default_factory=dict)
-    violations: set[Violation] = field(default_factory=set)
-    """Of the last transaction; the machine names one of them."""
+    replaced_bytes: int = 0
+    """By the entry under way."""
 
     def begin_entry(self, log_time_ms: int) -> None:
         self.log_time_ms = max(self.log_time_ms, log_time_ms)
+        self.replaced_bytes = 0
 
     def run(self, command: Command) -> TransactionResult:
         if not command.client_id:
@@ -156,7 +158,10 @@ class Model:
         if command.sequence <= window.acknowledged:
             return self._nothing(OperationError.RESULT_FORGOTTEN)
         if command.sequence not in window.results:
-            window.results[command.sequence] = self._run(command)
+            result = self._run(command)
+            if result.error.reason == OperationError.ENTRY_TOO_LARGE:
+                return result  # to be tried again
+            window.results[command.sequence] = result
             window.acknowledged = max(window.acknowledged, command.acknowledged)
         result = window.results[command.sequence]
         for sequence in [one for one in window.results if one <= window.acknowledged]:
@@ -171,6 +176,22 @@ class Model:
             for key, cell in sorted(cells.items())
             if not 0 < cell.expire_time_ms <= self.log_time_ms
         }
+
+    def due(self) -> list[tuple[int, bool, bytes]]:
+        """What has expired and is still there, the longest first: when, a rate limit?, its key."""
+        records = [(cell.expire_time_ms, False, key) for key, cell in self.cells.items()]
+        states = [(state.expire_time_ms, True, key) for key, state in self.limits.items()]
+        return sorted(one for one in records + states if 0 < one[0] <= self.log_time_ms)
+
+    def stored_bytes(self, key: bytes) -> int:
+        """What history has to take over if the key is written."""
+        cell = self.cells.get(key)
+        if cell is None:
+            return 0
+        record = cell.record(b"")
+        if len(cell.value) >= self.bounds.apart_bytes:
+            record.value, record.value_apart = b"", True
+        return record.ByteSize()
 
     def index(self) -> set[tuple[str, bytes, bytes]]:
         return {
@@ -195,16 +216,17 @@ class Model:
                 return self._nothing()
 
     def _sweep(self, limit: int) -> None:
-        records = [(cell.expire_time_ms, 0, key) for key, cell in self.cells.items()]
-        states = [(state.expire_time_ms, 1, key) for key, state in self.limits.items()]
-        due = sorted(one for one in records + states if 0 < one[0] <= self.log_time_ms)
-        kept = dict(self.cells)
-        for _, is_limit, key in due[:limit]:
+        removed: dict[bytes, int] = {}
+        for _, is_limit, key in self.due()[:limit]:
+            if sum(removed.values()) >= self.bounds.sweep_bytes:
+                break
             if is_limit:
                 del self.limits[key]
             else:
-                del kept[key]
-        self._commit(kept)
+                removed[key] = self.stored_bytes(key)
+        self.replaced_bytes += sum(removed.values())
+        kept = {key: cell for key, cell in self.cells.items() if key not in removed}
+        self._commit(kept, removed)
 
     def _nothing(self, reason: OperationError.Reason.ValueType | None = None) -> TransactionResult:
         result = TransactionResult(
@@ -216,7 +238,6 @@ class Model:
 
     def _transact(self, transaction: Transaction) -> TransactionResult:
         run = _Run(self)
-        self.violations = run.violations
         failed: int | None = None
         try:
             for position, check in enumerate(transaction.checks):
@@ -227,17 +248,18 @@ class Model:
             results = []
             for run.position, operation in enumerate(branch):
                 results.append(run.operate(operation))
+            run.fit_the_entry()
             run.expire_owners()
         except Failed as failure:
+            failure.error.operation = run.position
             return TransactionResult(
                 revision=self.revision,
                 failed_check=failed,
                 log_time_ms=self.log_time_ms,
-                error=OperationError(
-                    reason=failure.reason, operation=run.position, value=failure.value
-                ),
+                error=failure.error,
             )
-        self._commit(run.cells)
+        self.replaced_bytes += run.replaced_bytes
+        self._commit(run.cells, run.wrote)
         self.limits = run.limits
         return TransactionResult(
             succeeded=failed is None,
@@ -247,10 +269,10 @@ class Model:
             log_time_ms=self.log_time_ms,
         )
 
-    def _commit(self, cells: Cells) -> None:
+    def _commit(self, cells: Cells, changed: Iterable[bytes]) -> None:
         """Let these be the cells, at a new revision if there is an event."""
         events = []
-        for key in sorted({*self.cells, *cells}):
+        for key in changed:
             before, after = self.cells.get(key), cells.get(key)
             if before is after:
                 continue
@@ -279,8 +301,15 @@ class _Run:
         self.limits = dict(model.limits)
         self.position = 0
         self.wrote: dict[bytes, int] = {}
-        """By key, the operation that has last written or touched it."""
-        self.violations: set[Violation] = set()
+        """By key, the operation that has last written it, or first touched it."""
+        self.replaced_bytes = 0
+        self.result_bytes = 0
+        self.looks = 0
+
+    def look(self, count: int = 1) -> bool:
+        """Whether so many more may be looked at."""
+        self.looks += count
+        return self.looks <= self.model.bounds.looks
 
     # Checks.
 
@@ -296,12 +325,10 @@ class _Run:
         if condition == "exists":
             return bool(cells) == check.exists
         for count, cell in enumerate(cells):
-            if count == self.model.max_range:
+            if count == self.model.bounds.range_records or not self.look():
                 raise Failed(OperationError.RANGE_TOO_LARGE)
             if not self._holds(check, cell):
                 return False
-        if len(cells) > self.model.max_range:
-            raise Failed(OperationError.RANGE_TOO_LARGE)
         return True
 
     def _holds(self, check: Check, cell: Cell | None) -> bool:
@@ -313,9 +340,14 @@ class _Run:
             case "exists":
                 return check.exists == (cell is not None)
             case _:
-                return cell is not None and cell.value == check.value
+                if cell is None:
+                    return False
+                if not self.look(len(cell.value) // self.model.bounds.look_bytes):
+                    raise Failed(OperationError.RANGE_TOO_LARGE)
+                return cell.value == check.value
 
     def _unchanged(self, check: Check, inside: Callable[[bytes], bool]) -> bool:
+        """Also no if it takes too long to say."""
         model, since = self.model, check.unchanged_since
         if since < model.oldest_revision:
             return False
@@ -324,18 +356,22 @@ class _Run:
             for revision in range(since + 1, model.revision + 1)
             for event in model.events[revision]
         ]
-        if len(changed) > model.max_unchanged or any(map(inside, changed)):
-            return False
-        expired = model.cells.keys() - model.live().keys()
-        if not any(map(inside, expired)):
-            if not check.HasField("range"):
-                return True
-            # Also no if it takes too long to say: by the times, and by the keys.
-            due = len(expired) + sum(
-                state.expire_time_ms <= model.log_time_ms for state in model.limits.values()
-            )
-            return due <= model.max_unchanged or (sum(map(inside, model.cells)) <= model.max_range)
-        return False
+        for count, key in enumerate(changed):
+            if count == model.bounds.unchanged_events or not self.look() or inside(key):
+                return False
+        due = model.due()
+        if not check.HasField("range"):
+            return not any(inside(key) for _, is_limit, key in due if not is_limit)
+        for _, is_limit, key in due[: model.bounds.unchanged_events]:
+            if not self.look() or (inside(key) and not is_limit):
+                return False
+        if len(due) <= model.bounds.unchanged_events:
+            return True
+        live = model.live()  # by the times it takes too long, but the keys may be few
+        for count, key in enumerate(sorted(filter(inside, model.cells))):
+            if count == model.bounds.range_records or not self.look() or key not in live:
+                return False
+        return True
 
     # Operations.
 
@@ -346,7 +382,7 @@ class _Run:
             case "get":
                 result.get.SetInParent()
                 if cell := live.get(operation.get.key):
-                    result.get.record.CopyFrom(cell.record(operation.get.key))
+                    result.get.record.CopyFrom(self._found(operation.get.key, cell))
             case "put":
                 self._put(operation.put, live.get(operation.put.key), result)
             case "delete":
@@ -363,40 +399,68 @@ class _Run:
                 self._rate_limit(operation.rate_limit, result)
         return result
 
+    def fit_the_entry(self) -> None:
+        """What is too much beside what the entry has replaced before is to be tried again."""
+        before = self.model.replaced_bytes
+        if before and before + self.replaced_bytes > self.model.bounds.entry_replaced_bytes:
+            self.position = 0
+            raise Failed(OperationError.ENTRY_TOO_LARGE)
+
     def expire_owners(self) -> None:
         """No two have one value of a unique index; who has expired gives way."""
         live = self.model.live(self.cells)
-        for key, position in self.wrote.items():
+        before: list[bytes] = []
+        for key, position in tuple(self.wrote.items()):
             cell = self.cells.get(key)
             for entry in cell.entries if cell else ():
                 for owner, held in tuple(self.cells.items()):
                     if owner == key or not entry[2] or entry not in held.entries:
                         continue
-                    if owner in live:
-                        self.violations.add(Violation(entry[0], entry[1], owner, position))
-                    else:
-                        del self.cells[owner]
-        if self.violations:
-            raise Failed(OperationError.UNIQUE_VIOLATION)
+                    if owner not in live:
+                        self._change(owner, None)
+                    elif owner in before or owner not in self.wrote:
+                        self.position = position
+                        raise Violated(entry, owner)
+            before.append(key)
+
+    def _found(self, key: bytes, cell: Cell, *, keys_only: bool = False) -> Record:
+        record = cell.record(key, keys_only=keys_only)
+        self.result_bytes += 64 + len(key) + len(record.value) + len(record.metadata)
+        self.result_bytes += sum(16 + len(name) + len(value) for name, value, _ in cell.entries)
+        if self.result_bytes > self.model.bounds.result_bytes:
+            raise Failed(OperationError.RESULT_TOO_LARGE)
+        return record
+
+    def _change(self, key: bytes, cell: Cell | None) -> None:
+        if key not in self.wrote:
+            self.replaced_bytes += self.model.stored_bytes(key)
+            if self.replaced_bytes > self.model.bounds.replaced_bytes:
+                raise Failed(OperationError.RANGE_TOO_LARGE)
+        self.wrote.setdefault(key, self.position)
+        if cell is not None:
+            self.cells[key] = cell
+        else:
+            self.cells.pop(key, None)
 
     def _after(self, ttl_ms: int) -> int:
         return self.model.log_time_ms + ttl_ms if ttl_ms else 0
 
     def _write(self, key: bytes, current: Cell | None, cell: Cell) -> None:
         new = self.model.revision + 1
-        self.cells[key] = replace(
+        written = replace(
             cell,
             revision=new,
             created_revision=current.created_revision if current else new,
             version=current.version + 1 if current else 1,
             update_time_ms=self.model.log_time_ms,
         )
+        self._change(key, written)
         self.wrote[key] = self.position
 
     def _put(self, put: PutOperation, current: Cell | None, result: OperationResult) -> None:
         result.put.SetInParent()
         if put.return_previous and current is not None:
-            result.put.previous.CopyFrom(current.record(put.key))
+            result.put.previous.CopyFrom(self._found(put.key, current))
         entries = tuple((one.index, one.value, one.unique) for one in put.index_entries)
         ttl = self._after(put.ttl_ms)
         self._write(put.key, current, Cell(put.value, 0, 0, 0, ttl, 0, put.metadata, entries))
@@ -406,15 +470,15 @@ class _Run:
         result.delete.deleted = cell is not None
         if cell is not None:
             if delete.return_previous:
-                result.delete.previous.CopyFrom(cell.record(delete.key))
-            del self.cells[delete.key]
+                result.delete.previous.CopyFrom(self._found(delete.key, cell))
+            self._change(delete.key, None)
 
     def _touch(self, touch: TouchOperation, live: Cells, result: OperationResult) -> None:
         cell = live.get(touch.key)
         result.touch.touched = cell is not None
-        if cell is not None:
-            self.cells[touch.key] = replace(cell, expire_time_ms=self._after(touch.ttl_ms))
-            self.wrote.setdefault(touch.key, self.position)
+        expire_time_ms = self._after(touch.ttl_ms)
+        if cell is not None and cell.expire_time_ms != expire_time_ms:
+            self._change(touch.key, replace(cell, expire_time_ms=expire_time_ms))
 
     def _add(self, add: AddOperation, current: Cell | None, result: OperationResult) -> None:
         if current is not None and not _is_integer(current.value):
@@ -447,22 +511,33 @@ class _Run:
         count = request.limit or 1000
         result.list.more = len(keys) > count
         for key in keys[:count]:
-            result.list.records.append(live[key].record(key, keys_only=request.keys_only))
+            if not self.look():
+                raise Failed(OperationError.RANGE_TOO_LARGE)
+            result.list.records.append(self._found(key, live[key], keys_only=request.keys_only))
 
     def _delete_range(
         self, request: DeleteRangeOperation, live: Cells, result: OperationResult
     ) -> None:
         inside = within(request.range)
         keys = [key for key in live if inside(key)]
-        if len(keys) > self.model.max_range and not request.limit:
-            raise Failed(OperationError.RANGE_TOO_LARGE)
-        count = request.limit or len(keys)
+        count = request.limit or self.model.bounds.range_records
+        deleted = 0
         for key in keys[:count]:
-            del self.cells[key]
-        result.delete_range.deleted = len(keys[:count])
-        result.delete_range.more = len(keys) > count
+            replaced = 0 if key in self.wrote else self.model.stored_bytes(key)
+            if self.replaced_bytes + replaced > self.model.bounds.replaced_bytes:
+                break
+            if not self.look(1 + len(live[key].entries)):
+                break
+            self._change(key, None)
+            deleted += 1
+        more = deleted < len(keys)
+        if more and not request.limit:
+            raise Failed(OperationError.RANGE_TOO_LARGE)
+        result.delete_range.deleted, result.delete_range.more = deleted, more
 
     def _rate_limit(self, request: RateLimitOperation, result: OperationResult) -> None:
+        if not self.look(0):  # what is kept of such small limits costs nothing to look at
+            raise Failed(OperationError.RANGE_TOO_LARGE)
         now = self.model.log_time_ms
         held = {}
         for limit in request.limits:
@@ -470,10 +545,10 @@ class _Run:
             # What another algorithm has counted, and what counts no more, is not counted.
             counts = state and state.algorithm == limit.algorithm and state.expire_time_ms > now
             held[limit.key] = state.times if state and counts else ()
-        allowed = all(_has_room(limit, held[limit.key], now) for limit in request.limits)
+        allowed = all(has_room(limit, held[limit.key], now) for limit in request.limits)
         result.rate_limit.allowed = allowed
         for limit in request.limits:
-            result.rate_limit.states.add(allowed=_has_room(limit, held[limit.key], now))
+            result.rate_limit.states.add(allowed=has_room(limit, held[limit.key], now))
             state = self.limits.get(limit.key)
             # What counts for nothing any more is left to the sweep.
             forgets = limit.reset and state is not None and state.expire_time_ms > now
@@ -481,7 +556,7 @@ class _Run:
                 self.limits.pop(limit.key, None)
                 if limit.cost:
                     times = (*held[limit.key], *[now] * limit.cost)
-                    self.limits[limit.key] = _taken(limit, times)
+                    self.limits[limit.key] = taken(limit, times)
 
 
 def within(selected: KeyRange) -> Callable[[bytes], bool]:
@@ -499,41 +574,6 @@ def without_numbers(results: Iterable[OperationResult]) -> list[OperationResult]
                 state.ClearField(name)
         copies.append(copy)
     return copies
-
-
-def _has_room(limit: RateLimit, times: tuple[int, ...], now: int) -> bool:
-    return not limit.cost or _counted(limit, times, now) + limit.cost <= limit.limit
-
-
-def _counted(limit: RateLimit, times: tuple[int, ...], now: int) -> Fraction:
-    """How much of what was taken at these times counts now, as the algorithm's name says."""
-    window = limit.window_ms
-    match limit.algorithm:
-        case RateLimit.SLIDING_LOG:
-            return Fraction(sum(time + window > now for time in times))
-        case RateLimit.SLIDING_COUNTER:
-            current = sum(time // window == now // window for time in times)
-            previous = sum(time // window == now // window - 1 for time in times)
-            return current + previous * (1 - Fraction(now % window, window))
-        case _:
-            level, last = Fraction(0), 0
-            for time in times:
-                level = max(level - Fraction(limit.limit * (time - last), window), Fraction(0)) + 1
-                last = time
-            return max(level - Fraction(limit.limit * (now - last), window), Fraction(0))
-
-
-def _taken(limit: RateLimit, times: tuple[int, ...]) -> Taken:
-    """What the limit keeps, until it counts for nothing."""
-    window, last = limit.window_ms, times[-1]
-    match limit.algorithm:
-        case RateLimit.SLIDING_LOG:
-            expire_time_ms = last + window
-        case RateLimit.SLIDING_COUNTER:
-            expire_time_ms = last - last % window + 2 * window
-        case _:
-            expire_time_ms = last + ceil(_counted(limit, times, last) * window / limit.limit)
-    return Taken(limit.algorithm, times, expire_time_ms)
 
 
 def _is_integer(value: bytes) -> bool:

@@ -204,6 +204,22 @@ def test_what_a_record_needs_beside_its_value_is_returned_too(
     assert not run_one(machine, _list(keys_only)).HasField("error")
 
 
+def test_how_much_a_record_counts_of_what_is_returned(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These numbers say what entries in the log mean: with others, nodes would not agree."""
+    entries = [indexed("i", b"xy"), indexed("city", b"")]
+    run_one(machine, put(b"key", b"value", metadata=b"m", entries=entries))
+    record, first, second = 64 + len("key" + "value" + "m"), 16 + len("i" + "xy"), 16 + len("city")
+    for number in (1, 2):
+        size = number * (record + first + second)
+        monkeypatch.setattr(limits, "MAX_RESULT_BYTES", size)
+        assert not run_one(machine, *[get(b"key")] * number).HasField("error")
+        monkeypatch.setattr(limits, "MAX_RESULT_BYTES", size - 1)
+        failed = run_one(machine, *[get(b"key")] * number)
+        assert failed.error.reason == OperationError.RESULT_TOO_LARGE
+
+
 # What is replaced and removed.
 
 
@@ -261,6 +277,7 @@ def test_one_record_of_the_largest_size_may_always_be_replaced() -> None:
         limits.MAX_INDEX_NAME_BYTES + limits.MAX_INDEX_VALUE_BYTES + 16
     )
     assert 2 * largest <= limits.MAX_REPLACED_BYTES <= limits.MAX_ENTRY_REPLACED_BYTES
+    assert limits.MAX_SWEEP_BYTES + largest <= limits.MAX_REPLACED_BYTES  # a sweep cannot fail
     looks = 1 + limits.MAX_VALUE_BYTES // limits.RANGE_LOOK_BYTES + limits.MAX_INDEX_ENTRIES
     assert looks <= limits.MAX_TRANSACTION_RECORDS
     assert limits.MAX_RANGE_RECORDS <= limits.MAX_TRANSACTION_RECORDS

@@ -33,7 +33,7 @@ from kvorumpb.v1.command_pb2 import (
     TransactionResult,
 )
 from kvorumpb.v1.kv_pb2 import GetRequest, GetResponse, ListRequest, ListResponse
-from tests.machine.model import Cell, Cells, Model, within, without_numbers
+from tests.machine.model import Cell, Cells, Limits, Model, within, without_numbers
 
 Report = Callable[[str], None]
 Identity = bytes | tuple[int, int]
@@ -68,7 +68,7 @@ class Ran:
 class Oracle:
     def __init__(self, report: Report) -> None:
         self.report = report
-        self.model = Model(limits.MAX_RANGE_RECORDS, limits.MAX_UNCHANGED_EVENTS)
+        self.model = Model(Limits())
         self.acknowledged = 0
         """The highest revision of which any client has heard."""
         self._heard_time_ms = 0

@@ -124,11 +124,12 @@ class Heard:
             )
             if out
         }
-        return [
+        events = [
             event
             for event in self._model.events[revision]
             if event.kind not in left_out and is_watched(event.key)
         ]
+        return sorted(events, key=lambda event: (event.key, event.kind != EXPIRE))
 
     def _fits(self, event: Happened, change: Change) -> bool:
         kind = Change.Kind.Value(event.kind.upper())
@@ -374,7 +375,7 @@ def _selected(begin: BeginWatch) -> Callable[[bytes], bool]:
 
 
 def _sorted(changes: list[Change]) -> list[Change]:
-    """As the model has them: by key, and an expiry before what was put in its place."""
+    """By key, and an expiry before what was put in its place: no other order is promised."""
     return sorted(changes, key=lambda change: (change.key, change.kind != Change.EXPIRE))
 
 
