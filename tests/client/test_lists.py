@@ -22,44 +22,20 @@ from kvorum import (
     limits,
 )
 from kvorum.backends import Feed
-from kvorum.backends.embedded import EmbeddedBackend
 from kvorum.entry import instant
-from kvorumpb.v1.command_pb2 import CommandBatch, Operation, Transaction
 from kvorumpb.v1.kv_pb2 import Call, Reply
 from kvorumpb.v1.watch_pb2 import BeginWatch
-from tests.support import commands
+from tests.client.conftest import Compact
 from tests.support.eventually import eventually
-
-
-@pytest.fixture(params=["memory", "directory"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[KV]:
-    target = "memory:" if request.param == "memory" else tmp_path / "data"
-    async with kvorum.open(target) as kv:
-        yield kv
-
-
-async def _commit(kv: KV, *operations: Operation) -> None:
-    """What the interface need not have a word for."""
-    call = Call()
-    call.txn.transaction.CopyFrom(Transaction(operations=operations))
-    backend = kv._backend
-    assert isinstance(backend, EmbeddedBackend)
-    group = backend._node._node.group
-    batch = CommandBatch()
-    batch.commands.add().transaction.CopyFrom(call.txn.transaction)
-    deadline = asyncio.get_running_loop().time() + 60
-    [result] = await group.submit(batch.SerializeToString(), 1, deadline=deadline)
-    assert result.succeeded, result
 
 
 async def _users(kv: KV) -> None:
     for name, city in (("ann", "Bonn"), ("bob", "Aachen"), ("cid", "Bonn"), ("dan", "Ulm")):
         entries = [
-            commands.indexed("user.email", f"{name}@x".encode(), unique=True),
-            commands.indexed("user.city", city.encode()),
+            IndexEntry("user.email", f"{name}@x", unique=True),
+            IndexEntry("user.city", city),
         ]
-        key = f"user:{name}".encode()
-        await _commit(kv, commands.put(key, f'"{name}"'.encode(), entries=entries))
+        await kv.put(f"user:{name}", name, index_entries=entries)
 
 
 def _keys(entries: Any) -> list[str]:
@@ -84,9 +60,9 @@ async def test_both_directions(store: KV) -> None:
 
 
 async def test_keys_only(store: KV) -> None:
-    await store.put("a", b"no json", type="bytes")
+    revision = await store.put("a", b"no json", type="bytes")
     page = await store.list(keys_only=True)
-    assert [(entry.key, entry.value, entry.revision) for entry in page] == [("a", None, 1)]
+    assert [(entry.key, entry.value, entry.revision) for entry in page] == [("a", None, revision)]
     assert [entry.value async for entry in store.scan(keys_only=True)] == [None]
 
 
@@ -143,19 +119,19 @@ async def test_all_pages_of_a_snapshot_are_of_one_revision(store: KV) -> None:
     assert [entry.value for entry in scanned] == list(range(6))
 
 
-async def test_a_snapshot_that_was_compacted(store: KV) -> None:
+async def test_a_snapshot_that_was_compacted(store: KV, compact: Compact) -> None:
     await asyncio.gather(*(store.put(f"{at}", at) for at in range(6)))
     page = await store.list(limit=2, snapshot=True)
     newest = await store.put("0", "new")
-    backend = store._backend
-    assert isinstance(backend, EmbeddedBackend)
-    batch = CommandBatch()
-    batch.commands.add().compaction.revision = newest
-    deadline = asyncio.get_running_loop().time() + 60
-    await backend._node._node.group.submit(batch.SerializeToString(), 1, deadline=deadline)
+    await compact(newest)
     with pytest.raises(Compacted) as raised:
         await store.list(limit=2, snapshot=True, cursor=page.cursor)
     assert raised.value.oldest_revision == newest
+    with pytest.raises(Compacted):
+        await store.get("0", revision=newest - 1)
+    entry = await store.get("0", revision=newest)
+    assert entry is not None
+    assert entry.value == "new"
 
 
 async def test_by_index(store: KV) -> None:
@@ -208,7 +184,7 @@ async def test_wrong_lists_by_index(store: KV) -> None:
 
 
 async def test_the_times_of_an_entry(store: KV) -> None:
-    await _commit(store, commands.put(b"a", b"1", ttl_ms=3_600_000, metadata=b"m"))
+    await store.put("a", 1, ttl=3600, metadata=b"m")
     await store.put("b", 2)
     a, b = (await store.list()).entries
     assert a.expires_at is not None
@@ -226,16 +202,18 @@ def test_an_instant_is_exact_and_never_too_large() -> None:
     assert instant(2**63 - 1) == datetime.max.replace(tzinfo=UTC)
 
 
+@pytest.mark.parametrize("place", ["memory:", "data"])
 async def test_a_count_does_not_hold_up_other_calls(
-    store: KV, monkeypatch: pytest.MonkeyPatch
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kvorum_node.machine.listing.SLICE_RECORDS", 1)
-    await asyncio.gather(*(store.put(f"{at:04}", at) for at in range(2000)))
-    counting = asyncio.create_task(store.list(limit=1, count=True))
-    for at in range(3):
-        await store.put("new", at)
-    assert not counting.done()
-    assert (await counting).count in (2000, 2001)
+    async with kvorum.open(place if place == "memory:" else tmp_path / place) as kv:
+        await asyncio.gather(*(kv.put(f"{at:04}", at) for at in range(2000)))
+        counting = asyncio.create_task(kv.list(limit=1, count=True))
+        for at in range(3):
+            await kv.put("new", at)
+        assert not counting.done()
+        assert (await counting).count in (2000, 2001)
 
 
 async def test_closing_ends_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,29 +291,30 @@ async def _take_all(scan: AsyncIterator[Entry[Any]], taken: list[Any]) -> None:
         taken.append(entry.value)  # noqa: PERF401 - what was taken counts, also if it ends badly
 
 
-def test_threads_scan_in_the_same_way() -> None:
-    with kvorum.open_sync("memory:") as kv:
-        for at in range(9):
-            kv.put(f"{at}", at)
+def test_threads_scan_in_the_same_way(blocking: SyncKV) -> None:
+    kv = blocking
+    before = kv.list(limit=1).revision
+    for at in range(9):
+        kv.put(f"{at}", at)
 
-        def scanned(entries: Iterator[Entry[Any]]) -> list[Any]:
-            return [entry.value for entry in entries]
+    def scanned(entries: Iterator[Entry[Any]]) -> list[Any]:
+        return [entry.value for entry in entries]
 
-        assert scanned(kv.scan(page_size=2)) == list(range(9))
-        assert scanned(kv.scan(page_size=2, reverse=True)) == list(range(8, -1, -1))
-        assert scanned(kv.scan(page_size=2, keys_only=True)) == [None] * 9
-        assert scanned(kv.scan(revision=4)) == [0, 1, 2, 3]
-        scan = kv.scan(page_size=2, snapshot=True)
-        assert next(scan).value == 0
-        kv.delete("5")
-        assert scanned(scan) == list(range(1, 9))
-        abandoned = kv.scan(page_size=2)
-        assert next(abandoned).value == 0
-        assert kv.list(count=True).count == 8
-        entry = kv.get("5", revision=9)
-        assert entry is not None
-        assert entry.value == 5
-        _give_up(kv)
+    assert scanned(kv.scan(page_size=2)) == list(range(9))
+    assert scanned(kv.scan(page_size=2, reverse=True)) == list(range(8, -1, -1))
+    assert scanned(kv.scan(page_size=2, keys_only=True)) == [None] * 9
+    assert scanned(kv.scan(revision=before + 4)) == [0, 1, 2, 3]
+    scan = kv.scan(page_size=2, snapshot=True)
+    assert next(scan).value == 0
+    kv.delete("5")
+    assert scanned(scan) == list(range(1, 9))
+    abandoned = kv.scan(page_size=2)
+    assert next(abandoned).value == 0
+    assert kv.list(count=True).count == 8
+    entry = kv.get("5", revision=before + 9)
+    assert entry is not None
+    assert entry.value == 5
+    _give_up(kv)
 
 
 def _give_up(kv: SyncKV) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-import kvorum
 from kvorum import (
     KV,
     Atomic,
@@ -330,24 +329,6 @@ async def test_too_much_for_one_commit(offline: KV) -> None:
         large.put(f"k{number}", bytes(20 * limits.MIB), type="bytes")
     error = await refused(large.commit, LimitExceeded)
     assert error.metadata["limit"] == "MAX_TRANSACTION_BYTES"
-
-
-async def test_what_is_at_its_limit_is_stored() -> None:
-    async with kvorum.open("memory:") as kv:
-        indexes = [IndexEntry(f"i{n}", "v") for n in range(limits.MAX_INDEX_ENTRIES - 2)]
-        indexes.append(IndexEntry("i" * limits.MAX_INDEX_NAME_BYTES, ""))
-        indexes.append(IndexEntry("i", bytes(limits.MAX_INDEX_VALUE_BYTES)))
-        await kv.put(
-            "k" * limits.MAX_KEY_BYTES,
-            1,
-            ttl=limits.MAX_TTL_MS / 1000,
-            metadata=bytes(limits.MAX_METADATA_BYTES),
-            index_entries=iter(indexes),
-        )
-        built = kv.atomic()
-        for number in range(limits.MAX_TRANSACTION_OPERATIONS):
-            built.put(f"n{number}", number)
-        assert len((await built.commit()).results) == limits.MAX_TRANSACTION_OPERATIONS
 
 
 # What comes back

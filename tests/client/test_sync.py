@@ -81,8 +81,10 @@ def test_both_return_the_same(waits: type, blocks: type) -> None:
             assert actual == twins.get(expected, expected), name
 
 
-def test_every_method() -> None:
-    with kvorum.open_sync("memory:") as kv:
+def test_every_method(target: str) -> None:
+    with kvorum.open_sync(target, timeout=30) as kv:
+        while kv.delete_range(start=""):
+            pass
         revision = kv.put("a", {"x": 1})
         entry = kv.get("a")
         assert entry is not None
@@ -111,13 +113,13 @@ def test_every_method() -> None:
         assert kv.delete("a") is False
         assert kv.get_and_delete("a") is None
         assert kv.delete_range(start="") == 1
-        assert repr(kv) == "<SyncKV memory: open>"
-    assert repr(kv) == "<SyncKV memory: closed>"
+        assert repr(kv) == f"<SyncKV {target} open>"
+    assert repr(kv) == f"<SyncKV {target} closed>"
 
 
-def test_threads_share_the_store() -> None:
-    with kvorum.open_sync("memory:") as kv, ThreadPoolExecutor(16) as pool:
-        sums = list(pool.map(lambda _: kv.add("n"), range(200)))
+def test_threads_share_the_store(blocking: SyncKV) -> None:
+    with ThreadPoolExecutor(16) as pool:
+        sums = list(pool.map(lambda _: blocking.add("n"), range(200)))
         assert sorted(sums) == list(range(1, 201))
 
 

@@ -1,7 +1,7 @@
-"""Every operation, on each kind of store: in memory, in a directory, and in a cluster.
+"""Every operation that changes something, on each kind of store (support/targets.py has the three).
 
-What a program sees does not depend on the target, so there is one suite for all of
-them. A test gets an empty store as `kv`. The cluster is started once for the module.
+The same is said of simple calls in test_records.py, of lists and the past in test_lists.py, of
+watches in test_watch.py, of transactions in test_transaction.py, and of threads in test_sync.py.
 """
 
 import asyncio
@@ -23,16 +23,12 @@ from kvorum import (
     limits,
 )
 from kvorum.model import Algorithm
-from tests.support import targets
-
-kv = targets.kv
-local_cluster = targets.local_cluster
-target = targets.target
+from tests.support.transactions import value_of
 
 
-async def value_of(kv: KV, key: str) -> object:
-    entry = await kv.get(key)
-    return None if entry is None else entry.value
+@pytest.fixture
+def kv(store: KV) -> KV:
+    return store
 
 
 async def keys_of(kv: KV, prefix: str = "") -> list[str]:

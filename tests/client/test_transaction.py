@@ -1,11 +1,9 @@
 """Transactions that read, think and write: what they see, and what they prevent."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
-import kvorum
 from kvorum import (
     KV,
     InvalidArgument,
@@ -19,9 +17,8 @@ from tests.support.transactions import Counted, increment, value_of
 
 
 @pytest.fixture
-async def kv() -> AsyncIterator[KV]:
-    async with kvorum.open("memory:") as kv:
-        yield kv
+def kv(store: KV) -> KV:
+    return store
 
 
 # What it is

@@ -1,11 +1,10 @@
-"""Watches through the public interface: in this process, for threads, and over scripted nodes."""
+"""Watches through the public interface: on each kind of store, and over scripted nodes."""
 
 import asyncio
 import threading
 from collections.abc import AsyncIterator
 from datetime import UTC
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,13 +21,14 @@ from kvorum import (
     LimitExceeded,
     NoNodeReachable,
     ShuttingDown,
+    SyncKV,
     Watch,
     limits,
 )
 from kvorumpb.v1.kv_pb2 import Call, Reply
 from kvorumpb.v1.watch_pb2 import BeginWatch
 from kvorumpb.v1.watch_pb2 import Change as WireChange
-from tests.client.conftest import backend_of
+from tests.client.conftest import Compact, backend_of, revision_of
 from tests.support.eventually import DEADLINE_SECONDS, eventually
 from tests.support.fake_server import succeed
 from tests.support.fake_watches import (
@@ -55,72 +55,92 @@ def told(some: list[Change[Any]]) -> list[tuple[int, str, str, Any]]:
     return [(one.revision, one.kind, one.key, one.entry and one.entry.value) for one in some]
 
 
-# In this process.
+# On each kind of store.
 
 
-@pytest.fixture(params=["memory", "directory"])
-async def kv(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[KV]:
-    target = "memory:" if request.param == "memory" else tmp_path / "data"
-    async with kvorum.open(target) as store:
-        yield store
+@pytest.fixture
+def kv(store: KV) -> KV:
+    return store
 
 
 async def test_changes_as_they_happen(kv: KV) -> None:
-    await kv.put("user:1", "before")
+    at = await kv.put("user:1", "before")
     async with kv.watch("user:", previous=True) as watch:
-        assert watch.revision == 1
+        assert watch.revision == at
         await kv.put("user:1", {"name": "alice"})
         await kv.put("other", 1)
         await kv.delete("user:1")
         first, second = await take(watch, 2)
     assert first.entry is not None
     assert first.previous is not None
-    entry = kvorum.Entry("user:1", {"name": "alice"}, 2, 1, 2, first.entry.updated_at)
-    before = kvorum.Entry("user:1", "before", 1, 1, 1, first.previous.updated_at)
-    assert first == Change("put", "user:1", first.entry, first.previous, 2, first.at)
+    entry = kvorum.Entry("user:1", {"name": "alice"}, at + 1, at, 2, first.entry.updated_at)
+    before = kvorum.Entry("user:1", "before", at, at, 1, first.previous.updated_at)
+    assert first == Change("put", "user:1", first.entry, first.previous, at + 1, first.at)
     assert (first.entry, first.previous) == (entry, before)
     assert (second.kind, second.entry, second.previous, second.revision) == (
         "delete",
         None,
         entry,
-        4,
+        at + 3,
     )
     assert first.at == first.entry.updated_at <= second.at
     assert second.at.tzinfo is UTC
-    assert watch.revision == 4
+    assert watch.revision == at + 3
 
 
 async def test_the_changes_of_a_transaction_come_together(kv: KV) -> None:
     async with kv.watch() as watch:
-        await kv.atomic().put("a", 1).put("b", 2).commit()
+        first = (await kv.atomic().put("a", 1).put("b", 2).commit()).revision
         await kv.put("c", 3)
         revisions = watch.revisions()
         one, two = await soon(anext(revisions)), await soon(anext(revisions))
     assert [change.key for change in one] == ["a", "b"]
-    assert (one.revision, two.revision, len(two)) == (1, 2, 1)
+    assert (one.revision, two.revision, len(two)) == (first, first + 1, 1)
     assert one.at == one.changes[0].at
 
 
 async def test_the_revision_moves_when_all_of_it_was_taken(kv: KV) -> None:
+    before = await revision_of(kv)
     async with kv.watch() as watch:
         await kv.atomic().put("a", 1).put("b", 2).commit()
         await take(watch, 1)
-        assert watch.revision == 0
+        assert watch.revision == before
         # The rest of it, for who changes the way of asking.
         assert [one.key for one in await soon(anext(watch.revisions()))] == ["b"]
-        assert watch.revision == 1
+        assert watch.revision == before + 1
 
 
 async def test_since(kv: KV) -> None:
-    for number in range(5):
-        await kv.put("a", number)
-    async with kv.watch(since=2) as watch:
-        assert await watch.begin() == 2
+    first, *_ = [await kv.put("a", number) for number in range(5)]
+    async with kv.watch(since=first + 1) as watch:
+        assert await watch.begin() == first + 1
         assert told(await take(watch, 3)) == [
-            (3, "put", "a", 2),
-            (4, "put", "a", 3),
-            (5, "put", "a", 4),
+            (first + 2, "put", "a", 2),
+            (first + 3, "put", "a", 3),
+            (first + 4, "put", "a", 4),
         ]
+
+
+async def test_what_was_compacted_cannot_be_watched_from(kv: KV, compact: Compact) -> None:
+    first = await kv.put("a", 1)
+    await kv.put("a", 2)
+    last = await kv.put("a", 3)
+    await compact(last)
+    with pytest.raises(Compacted) as caught:
+        await kv.watch(since=first).begin()
+    assert caught.value.oldest_revision == last
+    async with kv.watch(since=last) as watch:
+        await kv.put("a", 4)
+        assert told(await take(watch, 1)) == [(last + 1, "put", "a", 4)]
+
+
+async def test_the_end_of_a_time_to_live_is_told(kv: KV) -> None:
+    async with kv.watch(previous=True) as watch:
+        await kv.put("a", 1, ttl=0.05)
+        put, expired = await take(watch, 2)
+    assert (put.kind, expired.kind, expired.key) == ("put", "expire", "a")
+    assert expired.previous == put.entry
+    assert await kv.get("a") is None
 
 
 @pytest.mark.parametrize(
@@ -137,43 +157,44 @@ async def test_since(kv: KV) -> None:
     ],
 )
 async def test_what_to_watch(kv: KV, options: dict[str, Any], keys: list[str]) -> None:
+    before = await revision_of(kv)
     await asyncio.gather(*(kv.put(key, 1) for key in ("a", "b:1", "b:2", "c")))
-    async with kv.watch(since=0, **options) as watch:
+    async with kv.watch(since=before, **options) as watch:
         assert sorted(one.key for one in await take(watch, len(keys))) == keys
 
 
 async def test_puts_may_be_left_out(kv: KV) -> None:
     async with kv.watch(puts=False) as watch:
-        await kv.put("a", 1)
+        put = await kv.put("a", 1)
         await kv.delete("a")
-        assert told(await take(watch, 1)) == [(2, "delete", "a", None)]
+        assert told(await take(watch, 1)) == [(put + 1, "delete", "a", None)]
 
 
 async def test_without_values(kv: KV) -> None:
     async with kv.watch(keys_only=True, previous=True) as watch:
-        await kv.put("a", b"\xff", type="bytes")
+        at = await kv.put("a", b"\xff", type="bytes")
         await kv.delete("a")
         put, deleted = await take(watch, 2)
     assert put.entry is not None
-    assert put.entry == kvorum.Entry("a", None, 1, 1, 1, put.entry.updated_at)
+    assert put.entry == kvorum.Entry("a", None, at, at, 1, put.entry.updated_at)
     assert deleted.previous == put.entry
 
 
 async def test_types(kv: KV) -> None:
-    await kv.put("a", "ü", type="text")
-    async with kv.watch(since=0, type="bytes") as watch:
+    at = await kv.put("a", "ü", type="text")
+    async with kv.watch(since=at - 1, type="bytes") as watch:
         [change] = await take(watch, 1)
     assert change.entry is not None
     assert change.entry.value == "ü".encode()
 
 
 async def test_a_value_of_another_type_is_told_by_its_key_and_passed(kv: KV) -> None:
-    await kv.put("a", b"\xff", type="bytes")
+    at = await kv.put("a", b"\xff", type="bytes")
     await kv.put("b", 1)
-    async with kv.watch(since=0) as watch:
+    async with kv.watch(since=at - 1) as watch:
         with pytest.raises(DecodeError, match="'a'"):
             await take(watch, 1)
-        assert watch.revision == 1
+        assert watch.revision == at
         assert [one.key for one in await take(watch, 1)] == ["b"]
 
 
@@ -201,7 +222,7 @@ async def test_wrong_watches(kv: KV, options: dict[str, Any], error: type[Except
 
 async def test_a_revision_that_is_not_there(kv: KV) -> None:
     with pytest.raises(FutureRevision):
-        await kv.watch(since=1).begin()
+        await kv.watch(since=await revision_of(kv) + 1).begin()
 
 
 async def test_a_large_value(kv: KV) -> None:
@@ -209,7 +230,8 @@ async def test_a_large_value(kv: KV) -> None:
     async with kv.watch(type="bytes", previous=True) as watch:
         await kv.put("a", value, type="bytes")
         await kv.put("a", value, type="bytes")
-        _, second = await take(watch, 2)
+        async with asyncio.timeout(60):  # 75 MiB, of which a cluster keeps three copies
+            _, second = await anext(watch), await anext(watch)
     assert second.entry is not None
     assert second.previous is not None
     assert (len(second.entry.value), len(second.previous.value)) == (len(value), len(value))
@@ -222,8 +244,8 @@ async def test_who_was_cancelled_goes_on(kv: KV) -> None:
         await asyncio.wait_for(anext(watch), 0.01)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(anext(watch.revisions()), 0.01)
-    await kv.put("a", 1)
-    assert told(await take(watch, 1)) == [(1, "put", "a", 1)]
+    at = await kv.put("a", 1)
+    assert told(await take(watch, 1)) == [(at, "put", "a", 1)]
 
 
 async def test_closing(kv: KV) -> None:
@@ -248,16 +270,20 @@ async def test_closing(kv: KV) -> None:
 # For threads.
 
 
-def test_threads_watch() -> None:
-    with kvorum.open_sync("memory:") as kv, kv.watch("a", previous=True) as watch:
-        kv.put("a", 1)
+def test_threads_watch(blocking: SyncKV) -> None:
+    kv = blocking
+    with kv.watch("a", previous=True) as watch:
+        at = kv.put("a", 1)
         kv.put("b", 1)
         kv.delete("a")
-        assert told([next(watch), next(watch)]) == [(1, "put", "a", 1), (3, "delete", "a", None)]
-        assert watch.revision == 3
-        again = kv.watch(since=1)
-        assert again.begin() == 1
-        assert [one.revision for one in islice(again.revisions(), 2)] == [2, 3]
+        assert told([next(watch), next(watch)]) == [
+            (at, "put", "a", 1),
+            (at + 2, "delete", "a", None),
+        ]
+        assert watch.revision == at + 2
+        again = kv.watch(since=at)
+        assert again.begin() == at
+        assert [one.revision for one in islice(again.revisions(), 2)] == [at + 1, at + 2]
         again.close()
         with pytest.raises(Closed):
             next(iter(again))
