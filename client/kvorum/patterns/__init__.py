@@ -21,6 +21,7 @@ gives is checked (`keys.check_name`), text from outside is escaped (`keys.escape
 what time it is, is the store.
 """
 
+from kvorum.patterns import chunked as chunked
 from kvorum.patterns.batch import BatchEntries as BatchEntries
 from kvorum.patterns.batch import BatchProgress as BatchProgress
 from kvorum.patterns.batch import BatchResult as BatchResult
@@ -63,4 +64,5 @@ __all__ = [
     "batch_delete",
     "batch_get",
     "batch_put",
+    "chunked",
 ]
