@@ -16,7 +16,7 @@ CHUNKS = 5
 WRITERS = 2
 READERS = 4
 KILLS = 2
-READS = 40
+READS = 20
 """Until a kill, and after it, of all readers together."""
 
 
