@@ -1,6 +1,7 @@
 """Batches: at once or in bulk, with a result for each item, and a place to go on from."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from unittest.mock import patch
@@ -214,7 +215,15 @@ async def test_not_all_failures_are_kept(memory: KV) -> None:
 
 async def test_items_of_one_key_are_written_in_their_order(kv: KV) -> None:
     items = [(f"k{number % 7}" if number % 3 else f"x{number}", number) for number in range(3000)]
-    result = await batch_put(kv, items, in_flight=16)
+    chance, carry = random.Random(7), kv._backend.call
+
+    async def overtaking(call: Any, *, timeout_seconds: float) -> Any:
+        """As calls do that are sent again."""
+        await asyncio.sleep(chance.choice((0, 0, 0.005)))
+        return await carry(call, timeout_seconds=timeout_seconds)
+
+    with patch.object(kv._backend, "call", overtaking):
+        result = await batch_put(kv, items, in_flight=16)
     assert result.changed == 3000
     expected = dict(items)
     for key in (f"k{number}" for number in range(7)):
@@ -225,10 +234,19 @@ async def test_items_of_one_key_are_written_in_their_order(kv: KV) -> None:
 
 
 async def test_large_values_make_small_chunks(kv: KV) -> None:
-    value = b"\0" * 300_000
-    result = await batch_put(kv, ((f"k{at}", value) for at in range(40)), type="bytes")
+    sizes, carry = [], kv._backend.call
+
+    async def measuring(call: Any, *, timeout_seconds: float) -> Any:
+        sizes.append((call.ByteSize(), len(call.txn.transaction.operations)))
+        return await carry(call, timeout_seconds=timeout_seconds)
+
+    value = b"\0" * 200_000
+    with patch.object(kv._backend, "call", measuring):
+        result = await batch_put(kv, ((f"k{at}", value) for at in range(40)), type="bytes")
+        await batch_put(kv, [("a", value * 60), ("b", value)], type="bytes")
     assert result.changed == 40
-    await batch_put(kv, [("a", value * 40), ("b", value)], type="bytes")
+    assert sorted({count for _, count in sizes}) == [1, 2]
+    assert all(size < limits.MAX_BATCH_BYTES for size, count in sizes if count > 1)
     assert len((await batch_get(kv, "ab", type="bytes")).found["a"].value) == 12_000_000
 
 
