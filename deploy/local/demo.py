@@ -41,7 +41,7 @@ from kvorum.cli.records import Record
 from kvorum.errors import KvorumError
 
 ELECTION_TIMEOUT_MS: Final = 1000
-IN_FLIGHT: Final = 256
+IN_FLIGHT: Final = 4
 PREFIX: Final = "ucd:codepoint:"
 EMOJI_PREFIX: Final = f"{PREFIX}1F4"
 PAGE: Final = 100
@@ -168,7 +168,7 @@ async def demonstrate(cluster: LocalCluster, characters: Sequence[int], out: Con
 
     # Time enough for each put to be sent until it is answered: one that is begun anew is two.
     async with kvorum.open(cluster.target, timeout=PATIENCE_SECONDS) as kv, Witness(kv) as witness:
-        out.print(f"\nImporting {len(characters):,} characters, {IN_FLIGHT} writes in flight")
+        out.print(f"\nImporting {len(characters):,} characters, {IN_FLIGHT} chunks in flight")
         started = time.perf_counter()
         acknowledged, dead, session = await import_over_a_failover(kv, cluster, characters, out)
         import_seconds = time.perf_counter() - started
@@ -225,7 +225,7 @@ async def import_over_a_failover(
         task = progress.add_task("", total=len(characters))
 
         def show(count: int) -> None:
-            if count % IN_FLIGHT == 0 or count == len(characters):
+            if count % PAGE == 0 or count == len(characters):
                 progress.update(task, completed=count)
 
         acknowledged = Acknowledgements(show, notify_at=len(characters) // 2)

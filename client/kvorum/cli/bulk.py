@@ -1,29 +1,26 @@
-"""Writing many records: bounded in flight, and going on over a failover.
-
-The store applies a put once, however often it is sent until time is out. Beyond that,
-the put is begun anew until it is acknowledged: the writer is the only one of its keys
-while it runs, so putting a value twice is the same as putting it once. Without that
-condition a put that is begun anew could undo the later write of another.
+"""Reading records from files and pipes, and writing them in bulk.
 
 Rules of this file: records of the same key are written in their order; what
-waits is bounded; a put is reported as acknowledged when it has returned, and
+waits is bounded; a record is reported as acknowledged when it is written, and
 never otherwise.
 """
 
 import asyncio
 import contextlib
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from kvorum.cli.records import Record, parse_record
-from kvorum.errors import DeadlineExceeded, InvalidArgument, OutcomeUnknown, Unavailable
+from kvorum.errors import BatchInterrupted, InvalidArgument
+from kvorum.patterns.batch import BatchProgress, Put, batch_put
 
 if TYPE_CHECKING:
     from kvorum import KV
 
-REPEAT_SECONDS: Final = 60.0
-"""How long one put is repeated before the whole gives up."""
+PATIENCE_SECONDS: Final = 60.0
+"""How long one chunk of records is sent again before the whole gives up."""
 BLOCK_BYTES: Final = 64 * 1024
 READ_AHEAD_BLOCKS: Final = 4
 
@@ -35,41 +32,42 @@ async def write_records(
     in_flight: int,
     on_acknowledged: Callable[[Record], None],
 ) -> None:
-    """Put every record, at most `in_flight` at a time.
+    """Put every record, in chunks, at most `in_flight` of them at a time.
 
     Raises:
         InvalidArgument: `records` raised it; all records before it have been written.
-        KvorumError: a put failed for good, or was not acknowledged within REPEAT_SECONDS.
+        KvorumError: a record cannot be written, or was not within PATIENCE_SECONDS.
     """
-    slots = asyncio.Semaphore(in_flight)
-    newest: dict[str, asyncio.Task[None]] = {}
-    malformed: InvalidArgument | None = None
+    under_way: deque[Record] = deque()
 
-    async def write(record: Record, earlier: asyncio.Task[None] | None) -> None:
-        try:
-            if earlier is not None:
-                await asyncio.wait([earlier])
-            await _put_until_acknowledged(kv, record)
-            on_acknowledged(record)
-        finally:
-            slots.release()
-            if newest.get(record.key) is asyncio.current_task():
-                del newest[record.key]
+    async def items() -> AsyncIterator[Put]:
+        async for record in records:
+            under_way.append(record)
+            yield Put(
+                record.key,
+                record.value,
+                ttl=record.ttl,
+                metadata=record.metadata or None,
+                index_entries=record.index_entries or None,
+            )
+
+    async def tell(progress: BatchProgress) -> None:
+        for result in progress.results:
+            if result.error is not None:
+                raise result.error
+            on_acknowledged(under_way.popleft())
 
     try:
-        async with asyncio.TaskGroup() as writes:
-            try:
-                async for record in records:
-                    await slots.acquire()
-                    write_it = write(record, newest.get(record.key))
-                    newest[record.key] = writes.create_task(write_it)
-            except InvalidArgument as error:
-                malformed = error
-    except ExceptionGroup as failures:
-        # The first failure has cancelled the rest.
-        raise failures.exceptions[0] from None
-    if malformed is not None:
-        raise malformed
+        await batch_put(
+            kv,
+            items(),
+            type="bytes",
+            in_flight=in_flight,
+            on_progress=tell,
+            timeout=PATIENCE_SECONDS,
+        )
+    except BatchInterrupted as interrupted:
+        raise interrupted.__cause__ or interrupted from None
 
 
 async def read_records(lines: AsyncIterable[bytes]) -> AsyncIterator[Record]:
@@ -126,23 +124,3 @@ async def read_lines(source: BinaryIO) -> AsyncGenerator[bytes, None]:
     finally:
         abandoned.set()
         room.release()
-
-
-async def _put_until_acknowledged(kv: "KV", record: Record) -> None:
-    loop = asyncio.get_running_loop()
-    give_up_at = loop.time() + REPEAT_SECONDS
-    while True:
-        try:
-            await kv.put(
-                record.key,
-                record.value,
-                ttl=record.ttl,
-                metadata=record.metadata or None,
-                index_entries=record.index_entries or None,
-                type="bytes",
-            )
-        except (OutcomeUnknown, DeadlineExceeded, Unavailable):
-            if loop.time() >= give_up_at:
-                raise
-        else:
-            return

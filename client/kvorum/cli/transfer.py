@@ -21,11 +21,11 @@ from rich.progress import (
 from kvorum import limits
 from kvorum.cli import bulk, console, records
 from kvorum.cli.data import STDIN, TargetOption, TimeoutOption, choose_target, with_store
+from kvorum.patterns.batch import CHUNK_ITEMS, DEFAULT_IN_FLIGHT, MAX_IN_FLIGHT
 
 if TYPE_CHECKING:
     from kvorum import KV
 
-MAX_IN_FLIGHT: Final = 4096
 REFRESH_RECORDS: Final = 100
 """How many records go by between two looks at the progress bar, which is not free."""
 
@@ -34,8 +34,13 @@ def import_(
     file: Annotated[str, typer.Argument(help="A file of JSON lines; `-` reads stdin.")],
     *,
     in_flight: Annotated[
-        int, typer.Option(min=1, max=MAX_IN_FLIGHT, help="How many puts may be under way.")
-    ] = 256,
+        int,
+        typer.Option(
+            min=1,
+            max=MAX_IN_FLIGHT,
+            help=f"How many chunks of up to {CHUNK_ITEMS} may be under way.",
+        ),
+    ] = DEFAULT_IN_FLIGHT,
     target: TargetOption = None,
     timeout: TimeoutOption = limits.DEFAULT_TIMEOUT_SECONDS,
 ) -> None:
@@ -46,10 +51,10 @@ def import_(
     the key lives from its import on; without it, for ever), "metadata_base64" (a string),
     and "index_entries": [{"index": "...", "value": "...", "unique": false}, ...].
 
-    The import must be the only writer of its keys while it runs: a put that was
-    not answered in time is repeated, which changes nothing then. A malformed line ends the
-    import with its number; the lines before it are written. To import the file
-    again is safe: it sets the same values, and begins the times to live anew.
+    Lines are written in chunks, each of them once, over lost connections and leaders. A malformed
+    line ends the import with its number; the lines before it are written. To import the file
+    again is safe, as long as nobody else writes its keys: it sets the same values, and begins the
+    times to live anew.
     """
     chosen = choose_target(target)
     source = _open_source(file)
