@@ -19,7 +19,12 @@ def encode_ttl(ttl: object) -> int:
 
     Raises `InvalidArgument`, or `LimitExceeded` if it is more than a hundred years.
     """
-    return 0 if ttl is None else _milliseconds("ttl", ttl, "MAX_TTL_MS", limits.MAX_TTL_MS)
+    return 0 if ttl is None else encode_duration("ttl", ttl)
+
+
+def encode_duration(name: str, length: object) -> int:
+    """The milliseconds of what a caller knows by this name. Raises like `encode_ttl`."""
+    return _milliseconds(name, length, "MAX_TTL_MS", limits.MAX_TTL_MS)
 
 
 def encode_window(window: object) -> int:

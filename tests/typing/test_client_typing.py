@@ -32,6 +32,7 @@ from kvorum import (
     Transaction,
     Watch,
 )
+from kvorum.patterns import Cache, CacheStatistics
 
 
 class User(BaseModel):
@@ -182,6 +183,33 @@ def threads_see_the_same(kv: SyncKV) -> None:
     assert_type(kv.list("a", keys_only=True), Page[None])
     assert_type(kv.scan("a", keys_only=True, snapshot=True), Iterator[Entry[None]])
     assert_type(kv.put("a", 1), int)
+
+
+async def caches_have_the_type_of_their_values(kv: KV) -> None:
+    async def name() -> str:
+        return "alice"
+
+    texts = Cache(kv, "texts", ttl=300, type="text")
+    assert_type(texts, Cache[str])
+    assert_type(Cache(kv, "raw", ttl=timedelta(hours=1), type="bytes"), Cache[bytes])
+    assert_type(Cache(kv, "pages", ttl=300), Cache[Any])
+    assert_type(await texts.get("a"), str | None)
+    assert_type(await texts.get("a", 1), str | int)
+    assert_type(await texts.set("a", "b", tags=["t"]), bool)
+    assert_type(await texts.get_or_compute("a", name, stale_while_revalidate=60), str)
+    assert_type(texts.statistics, CacheStatistics)
+    texts.invalidate_in(kv.atomic(), "t")
+    async for attempt in kv.transaction():
+        async with attempt as txn:
+            texts.invalidate_in(txn, "t")
+
+    @Cache(kv, "users", ttl=300).cached(key=lambda user: f"user:{user}", tags=["users"])
+    async def user(number: int) -> dict[str, str]:
+        return {"name": str(number)}
+
+    assert_type(await user(1), dict[str, str])
+    await user("1")  # type: ignore[arg-type]  # the function's own arguments
+    await texts.set("a", 1)  # type: ignore[arg-type]  # no text
 
 
 async def mistakes_are_found(kv: KV) -> None:

@@ -30,6 +30,8 @@ from kvorum.patterns.batch import Put as Put
 from kvorum.patterns.batch import batch_delete as batch_delete
 from kvorum.patterns.batch import batch_get as batch_get
 from kvorum.patterns.batch import batch_put as batch_put
+from kvorum.patterns.cache import Cache as Cache
+from kvorum.patterns.cache import CacheStatistics as CacheStatistics
 from kvorum.patterns.counter import Count as Count
 from kvorum.patterns.counter import Counter as Counter
 from kvorum.patterns.counter import ShardedCounter as ShardedCounter
@@ -47,6 +49,8 @@ __all__ = [
     "BatchEntries",
     "BatchProgress",
     "BatchResult",
+    "Cache",
+    "CacheStatistics",
     "Count",
     "Counter",
     "Expiring",
