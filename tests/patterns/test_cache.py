@@ -604,7 +604,7 @@ async def test_a_stale_value_is_served_while_one_computes(kv: KV) -> None:
         assert (pages.statistics.stale, source.computations) == (21, 2)
         source.go.set()
 
-        async def is_new() -> bool:
+        async def is_new() -> object:
             return await get() >= 2
 
         await eventually_true(is_new)
