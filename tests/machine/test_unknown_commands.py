@@ -32,6 +32,9 @@ GOOD = transaction(put(b"good"))
 # Field 15 of Operation, Check and Command, as a later version might define it.
 LATER_FIELD = b"\x7a\x00"
 
+# A value of an enum is no field: it is kept as the number it is.
+LATER_LIMIT = RateLimit.FromString(b"\x10\x63" + RateLimit(key=b"r").SerializeToString())
+
 
 def _entry(data: bytes, index: int = 3) -> Entry:
     return Entry(Index(index), Term(1), EntryKind.COMMANDS, data)
@@ -55,15 +58,22 @@ UNKNOWN = {
     "a later command": _batch(Command(transaction=GOOD), Command.FromString(LATER_FIELD)),
     "an operation of no kind": _commands(GOOD, transaction(put(b"a"), Operation())),
     "a later operation": _commands(GOOD, transaction(Operation.FromString(LATER_FIELD))),
-    "an operation in the branch that would not run": _commands(
-        GOOD, transaction(put(b"a"), otherwise=[Operation()])
+    "a later operation in the branch that would not run": _commands(
+        GOOD, transaction(put(b"a"), otherwise=[Operation.FromString(LATER_FIELD)])
     ),
-    "an operation behind a check that fails": _commands(
-        GOOD, transaction(Operation(), checks=[exists(b"none")])
+    "a later operation behind a check that fails": _commands(
+        GOOD, transaction(Operation.FromString(LATER_FIELD), checks=[exists(b"none")])
     ),
     "a check without a condition": _commands(GOOD, transaction(checks=[Check(key=b"a")])),
-    "a check after one that fails": _commands(
-        GOOD, transaction(checks=[exists(b"none"), Check(key=b"a")])
+    "a check of an empty range without a condition": _commands(
+        GOOD, transaction(checks=[Check(range=KeyRange(start=b"x"))])
+    ),
+    "a later check": _commands(GOOD, transaction(checks=[Check.FromString(LATER_FIELD)])),
+    "a later check after one that fails": _commands(
+        GOOD, transaction(checks=[exists(b"none"), Check.FromString(LATER_FIELD)])
+    ),
+    "a later algorithm": _commands(
+        GOOD, transaction(Operation(rate_limit=RateLimitOperation(limits=[LATER_LIMIT])))
     ),
 }
 
@@ -78,6 +88,25 @@ def test_the_unknown_stops_the_node_and_leaves_no_trace(machine: Machine, data: 
     assert not raised.value.retryable
     assert (machine.applied, machine.revision, machine.log_time_ms) == (1, 1, 0)
     assert machine.content_hash().step() == before
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [
+        transaction(put(b"a"), otherwise=[Operation()]),
+        transaction(Operation(), checks=[exists(b"none")]),
+        transaction(checks=[exists(b"none"), Check(key=b"a")]),
+        transaction(
+            put(b"a"), otherwise=[Operation(rate_limit=RateLimitOperation(limits=[LATER_LIMIT]))]
+        ),
+    ],
+    ids=["other branch", "behind a check that fails", "second check", "algorithm"],
+)
+def test_what_no_version_would_carry_out_stops_nobody(machine: Machine, idle: Transaction) -> None:
+    """No field tells of it. Where it would be carried out, it stops the node: see above."""
+    machine.apply([_entry(_commands(GOOD, idle), index=1)])
+    assert machine.applied == 1
+    assert machine.get(b"good") is not None
 
 
 def test_a_newer_format_is_named(machine: Machine) -> None:

@@ -9,6 +9,7 @@ from typing import assert_never
 
 from kvorum import limits
 from kvorum_node.machine import records
+from kvorum_node.machine.commands import UnknownInstruction
 from kvorum_node.machine.working import OperationFailed, Working
 from kvorum_node.storage import layout
 from kvorum_node.storage.layout import ExpiryKind
@@ -16,8 +17,13 @@ from kvorumpb.v1.command_pb2 import Check, KeyRange, OperationError, Record
 
 
 def holds(check: Check, working: Working, oldest_revision: int) -> bool:
-    """Whether the condition holds. Raises OperationFailed if its range is too large."""
+    """Whether the condition holds.
+
+    Raises OperationFailed if its range is too large, and UnknownInstruction if there is none.
+    """
     condition = check.WhichOneof("condition")
+    if condition is None:
+        raise UnknownInstruction("a check without a condition")
     if condition == "unchanged_since":
         return _is_unchanged(check, working, oldest_revision)
     if not check.HasField("range"):

@@ -1,16 +1,19 @@
 """From an entry's data to commands, all of which this version knows.
 
-Rule: an entry is understood as a whole or not at all. Nothing of it runs before
-every command, check and operation in it, in both branches, has been recognised, with each
-of their fields, so that a node stops at the same entry whatever its state and whichever
-branch would have run.
+Rule: an entry is understood as a whole or not at all. Nothing of it runs before every
+field in it has been recognised, in both branches, so that a node stops at the same entry
+whatever its state and whichever branch would have run. Whatever a newer version adds is a
+field to this one: a kind of command, operation or check, or something in a put, which this
+version would parse, keep, and not carry out.
 
-Why fields as well: a newer version may add one to a put, which this version would parse,
-keep, and not carry out. To look for such a field in each message costs as much as all else
-here, so it is done for those entries only that have one: what is left when everything unknown
-is taken away is as long as the entry was, or shorter. (An encoding may be longer for another
-reason. Then it is looked at message by message, and so is a large entry, as to measure a
-message is to encode it.)
+To look for such a field in each message costs as much as all else here, so it is done for
+those entries only that have one: what is left when everything unknown is taken away is as
+long as the entry was, or shorter. (An encoding may be longer for another reason. Then it is
+looked at message by message, and so is a large entry, as to measure a message is to encode it.)
+
+Two things are no fields: a new value of an enum, and a choice that was left open, which
+validation refuses. They stop the node where they would be carried out (UnknownInstruction).
+Where they would not be, no version does anything. Either way the engine has nothing of the entry.
 """
 
 from typing import Final
@@ -19,10 +22,9 @@ from google.protobuf.message import DecodeError
 
 from kvorum import limits
 from kvorum.errors import StorageError
-from kvorum_node.machine.rate_limits import ALGORITHMS
 from kvorum_node.raft.types import Entry
 from kvorum_node.unknown_fields import has_unknown_fields
-from kvorumpb.v1.command_pb2 import CommandBatch, Operation, Transaction
+from kvorumpb.v1.command_pb2 import CommandBatch
 
 FORMAT: Final = 2
 """CommandBatch.format: the instruction set that this version writes."""
@@ -35,6 +37,10 @@ class UnknownCommand(StorageError):
     """A committed entry holds what this version cannot carry out; the node must stop."""
 
     reason = "UNKNOWN_COMMAND"
+
+
+class UnknownInstruction(Exception):
+    """What is to be carried out now is nothing that this version knows."""
 
 
 def decode_batch(entry: Entry) -> CommandBatch:
@@ -51,13 +57,6 @@ def decode_batch(entry: Entry) -> CommandBatch:
             f"entry {entry} has format {batch.format}, and this version knows 1 to {FORMAT}. "
             "The node stops; run the version that the other nodes run"
         )
-    for position, command in enumerate(batch.commands):
-        kind = command.WhichOneof("command")
-        if kind is None or (kind == "transaction" and not _is_known(command.transaction)):
-            raise UnknownCommand(
-                f"command {position} of entry {entry} holds an instruction that this version "
-                "does not know. The node stops; run the version that the other nodes run"
-            )
     if not _has_known_fields(batch, entry.data):
         raise UnknownCommand(
             f"a command of entry {entry} has a field that this version does not know. The node "
@@ -75,26 +74,3 @@ def _has_known_fields(batch: CommandBatch, data: bytes) -> bool:
             return True
         batch = CommandBatch.FromString(data)
     return not has_unknown_fields(batch)
-
-
-def _is_known(transaction: Transaction) -> bool:
-    for operation in transaction.operations:
-        if not _is_known_operation(operation):
-            return False
-    # Absent from most transactions; asking is cheaper than iterating over nothing.
-    if checks := transaction.checks:
-        for check in checks:
-            if check.WhichOneof("condition") is None:
-                return False
-    if otherwise := transaction.otherwise:
-        for operation in otherwise:
-            if not _is_known_operation(operation):
-                return False
-    return True
-
-
-def _is_known_operation(operation: Operation) -> bool:
-    kind = operation.WhichOneof("operation")
-    if kind == "rate_limit":
-        return all(limit.algorithm in ALGORITHMS for limit in operation.rate_limit.limits)
-    return kind is not None

@@ -22,6 +22,7 @@ from kvorum import limits
 from kvorum_node.machine import records
 from kvorum_node.machine.checks import holds
 from kvorum_node.machine.clients import Clients
+from kvorum_node.machine.commands import UnknownInstruction
 from kvorum_node.machine.commit import Event, UniqueViolation, commit
 from kvorum_node.machine.operations import operate
 from kvorum_node.machine.standing import Standing
@@ -77,7 +78,7 @@ class Execution:
         self._clients.save(self._tables.clients, index)
 
     def run(self, command: Command) -> TransactionResult:
-        """Carry out one command, which must be one that commands.py knows."""
+        """Carry out one command. Raises UnknownInstruction: then all that was run is in doubt."""
         self.events = []
         client_id = command.client_id
         if not client_id:
@@ -119,7 +120,7 @@ class Execution:
             case "register_client" | "verification" | "verdict":
                 return self._nothing_written()  # the machine looks at those itself
             case None:
-                raise AssertionError("a command of no kind passed the decoder")
+                raise UnknownInstruction("a command of no kind")
             case unexpected:
                 assert_never(unexpected)
 

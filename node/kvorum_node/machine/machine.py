@@ -23,7 +23,7 @@ from kvorum import limits
 from kvorum.errors import StorageError
 from kvorum_node.machine import history, records
 from kvorum_node.machine.clients import Clients
-from kvorum_node.machine.commands import decode_batch
+from kvorum_node.machine.commands import UnknownCommand, UnknownInstruction, decode_batch
 from kvorum_node.machine.commit import Event
 from kvorum_node.machine.content_hash import HASH_FORMAT, ContentHasher
 from kvorum_node.machine.execution import Execution
@@ -370,12 +370,19 @@ class _Run:
         return self.execution.replaced_bytes > limits.MAX_REPLACED_BYTES
 
     def carry_out(self, entry: Entry) -> Iterator[TransactionResult]:
-        """Run the commands of an entry one by one."""
+        """Run the commands of an entry one by one. Raises UnknownCommand."""
         execution = self.execution
         batch = decode_batch(entry)
         execution.begin_entry(batch.log_time_ms)
-        for command in batch.commands:
-            yield execution.run(command)
+        for position, command in enumerate(batch.commands):
+            try:
+                result = execution.run(command)
+            except UnknownInstruction as error:
+                raise UnknownCommand(
+                    f"command {position} of entry {entry} has {error}, which this version does not"
+                    " know. The node stops; run the version that the other nodes run"
+                ) from error
+            yield result
             if execution.events:
                 self.transitions.append(
                     Transition(execution.revision, execution.log_time_ms, execution.events)

@@ -9,6 +9,7 @@ from typing import Final, assert_never
 
 from kvorum import limits
 from kvorum_node.machine.checks import bounds, too_many_records
+from kvorum_node.machine.commands import UnknownInstruction
 from kvorum_node.machine.rate_limits import Taken, take
 from kvorum_node.machine.working import OperationFailed, Working
 from kvorumpb.v1.command_pb2 import (
@@ -44,7 +45,7 @@ _LONGEST_INTEGER: Final = len(str(limits.MIN_INTEGER))
 
 
 def operate(operation: Operation, working: Working) -> OperationResult:
-    """Carry out one operation. Raises OperationFailed."""
+    """Carry out one operation. Raises OperationFailed and UnknownInstruction."""
     match operation.WhichOneof("operation"):
         case "put":
             return _put(operation.put, working)
@@ -63,7 +64,7 @@ def operate(operation: Operation, working: Working) -> OperationResult:
         case "rate_limit":
             return _rate_limit(operation.rate_limit, working)
         case None:
-            raise AssertionError("an operation of no kind passed the decoder")
+            raise UnknownInstruction("an operation of no kind")
         case unexpected:
             assert_never(unexpected)
 

@@ -38,6 +38,7 @@ from zlib import crc32
 
 from kvorum import limits
 from kvorum.errors import StorageError
+from kvorum_node.machine.commands import UnknownInstruction
 from kvorumpb.v1.command_pb2 import RateLimit, RateLimitState
 
 NEVER_MS: Final = limits.MAX_INTEGER
@@ -75,8 +76,11 @@ class Taken:
 def take(limit: RateLimit, state: bytes, now_ms: int) -> Taken:
     """Decide about one limit, by the state that was kept (empty: none) and log time.
 
-    Raises StorageError if the state is damaged.
+    Raises UnknownInstruction if the algorithm is not one of this version, and StorageError if
+    the state is damaged.
     """
+    if limit.algorithm not in ALGORITHMS:
+        raise UnknownInstruction(f"rate limit of algorithm {limit.algorithm}")
     if limit.limit < 1 or limit.window_ms < 1:
         none = RateLimitState(retry_after_ms=NEVER_MS)
         return Taken(none, none, False, state, 0)
@@ -380,7 +384,7 @@ def _nothing(limit: RateLimit) -> _Counted:
         case RateLimit.GCRA:
             return _Level(limit.window_ms, limit.limit)
         case unexpected:
-            raise AssertionError(f"a limit of the algorithm {unexpected} passed the decoder")
+            raise AssertionError(f"a limit of the algorithm {unexpected} is taken from")
 
 
 def _load(limit: RateLimit, state: bytes, now_ms: int) -> _Counted:
