@@ -15,13 +15,19 @@ revision that writes over it, or over its place in a unique index.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from kvorum_node.machine import records
 from kvorum_node.machine.working import OperationFailed, Working
 from kvorum_node.storage import layout
 from kvorum_node.storage.layout import EventKind, ExpiryKind
 from kvorumpb.v1.command_pb2 import IndexEntry, OperationError, Record
+
+# To look a member up in its Enum costs as much as an event.
+_PUT: Final = EventKind.PUT
+_DELETE: Final = EventKind.DELETE
+_EXPIRE: Final = EventKind.EXPIRE
+_PUT_AFTER_EXPIRE: Final = EventKind.PUT_AFTER_EXPIRE
 
 
 class Event(NamedTuple):  # made for every write: a frozen dataclass takes thrice as long
@@ -57,39 +63,39 @@ def commit(working: Working) -> list[Event]:
     if working.positions:
         _expire_owners(working)
     events: list[Event] = []
-    history, revision = working.tables.history, working.revision
+    keys, revision = working.tables.keys, working.revision
     for key, record in working.written.items():
-        stored = working.stored(key)
-        if stored.record is None and record is None:
+        data, before = working.stored(key)
+        if before is None and record is None:
             continue  # put and deleted
         if key not in working.touched:
-            for event in _events(working, key, stored.record, record):
-                history.put(
-                    layout.history_key(revision, len(events)),
-                    layout.encode_event(event.kind, working.log_time_ms, key),
-                )
-                events.append(event)
-            working.tables.keys.put(layout.version_key(key, revision), stored.data)
-        _store(working, key, stored.record, record)
+            _happen(working, events, key, before, record)
+            keys.put(layout.version_key(key, revision), data)
+        _store(working, key, before, record)
     for key, state in working.limits.items():
         _store_limit(working, key, state)
     return events
 
 
-def _events(
-    working: Working, key: bytes, before: Record | None, after: Record | None
-) -> tuple[Event, ...]:
-    """What has happened to the key: at most an expiry and one change."""
-    if before is None:
-        return (Event(EventKind.PUT, key, after, None),)
-    if working.has_expired(before):
-        expiry = Event(EventKind.EXPIRE, key, None, before)
+def _happen(
+    working: Working, events: list[Event], key: bytes, before: Record | None, after: Record | None
+) -> None:
+    """Add what has happened to the key: at most an expiry and one change."""
+    kind = _PUT if after is not None else _DELETE
+    if before is not None and working.has_expired(before):
+        _add(working, events, Event(_EXPIRE, key, None, before))
         if after is None:
-            return (expiry,)
-        return expiry, Event(EventKind.PUT_AFTER_EXPIRE, key, after, None)
-    if after is None:
-        return (Event(EventKind.DELETE, key, None, before),)
-    return (Event(EventKind.PUT, key, after, before),)
+            return
+        kind, before = _PUT_AFTER_EXPIRE, None
+    _add(working, events, Event(kind, key, after, before))
+
+
+def _add(working: Working, events: list[Event], event: Event) -> None:
+    working.tables.history.put(
+        layout.history_key(working.revision, len(events)),
+        layout.encode_event(event.kind, working.log_time_ms, event.key),
+    )
+    events.append(event)
 
 
 def _store(working: Working, key: bytes, before: Record | None, after: Record | None) -> None:
@@ -103,7 +109,7 @@ def _store(working: Working, key: bytes, before: Record | None, after: Record | 
         _schedule(working, ExpiryKind.RECORD, key, expired_at, expires_at)
     if before is not None and before.index_entries:
         _unindex(working, key, before.index_entries)
-    if after is not None and after.index_entries:
+    if after is not None and key in working.positions:
         _index(working, key, after.index_entries)
 
 

@@ -15,9 +15,8 @@ that was left is emptied.
 
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from typing import Final, TypeAlias, assert_never
+from typing import Final, NamedTuple, TypeAlias, assert_never
 
 from kvorum import limits
 from kvorum.errors import StorageError
@@ -45,8 +44,7 @@ Results: TypeAlias = list[list[TransactionResult]]
 _NEVER_ROW: Final = layout.expiry_key(NEVER_MS, ExpiryKind.RECORD, b"")
 
 
-@dataclass(frozen=True, slots=True)
-class Transition:
+class Transition(NamedTuple):  # made for every write: a frozen dataclass takes thrice as long
     """What one revision has changed."""
 
     revision: int

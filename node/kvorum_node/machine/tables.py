@@ -60,11 +60,9 @@ class Table:
         return _merged(stored, changed, reverse=reverse) if changed else stored
 
     def save(self, batch: Batch) -> None:
-        for key, value in self._changed.items():
-            if value is None:
-                batch.delete(self._family, self._prefix + key)
-            else:
-                batch.put(self._family, self._prefix + key, value)
+        family, prefix, changed = self._family, self._prefix, self._changed.items()
+        batch.deletes += [(family, prefix + key) for key, value in changed if value is None]
+        batch.puts += [(family, prefix + key, value) for key, value in changed if value is not None]
 
 
 class ExpiryTable(Table):
