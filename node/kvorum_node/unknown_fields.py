@@ -4,7 +4,8 @@ protobuf keeps what it does not know and passes it on, without a word. For the l
 not good enough: a node that carries out a put, and not what a newer version has added to it,
 parts from the others. So an unknown field is looked for, at any depth.
 
-It costs a look at each message, and never touches the bytes of a value.
+To look at each message costs as much as all else that is done about a small one, but never
+touches the bytes of a value. So of small ones, is_all_known comes first, and mostly says enough.
 """
 
 from typing import Final, NamedTuple
@@ -24,6 +25,16 @@ class _Places(NamedTuple):
 
 _PLACES: Final[dict[str, _Places]] = {}
 """By the full name of the message. Only a cache: what is in it is the same for ever."""
+
+
+def is_all_known(message: Message, data: bytes) -> bool:
+    """Whether the message, made of the data, says all of it; what it does not know, it loses.
+
+    What is left then is as long as the data, or shorter. False may also be said of an encoding
+    that is longer than it need be: make the message again, and ask has_unknown_fields.
+    """
+    message.DiscardUnknownFields()
+    return message.ByteSize() == len(data)
 
 
 def has_unknown_fields(message: Message) -> bool:

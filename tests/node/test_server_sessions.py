@@ -68,10 +68,27 @@ async def test_a_call_that_this_version_does_not_know_is_refused_alone(client: W
     session = client.session()
     unknown = kv_pb2.Call.FromString(b"\x08\x07\xa2\x06\x00")  # id 7, and field 100
     await session.write(kv_pb2.SessionRequest(calls=[unknown, put_call(1)]))
+    later = put_call(8)
+    later.put.MergeFromString(b"\xa2\x06\x00")
+    await session.write(kv_pb2.SessionRequest(calls=[later, put_call(2)]))
     await session.done_writing()
     replies = {reply.id: reply async for response in session for reply in response.replies}
     assert replies[1].HasField("put")
+    assert replies[2].HasField("put")
     assert replies[7].HasField("error")
+    assert "does not know" in replies[8].error.message
+
+
+async def test_what_is_unknown_outside_of_the_calls_refuses_none_of_them(
+    client: WireClient,
+) -> None:
+    session = client.session()
+    request = kv_pb2.SessionRequest(calls=[put_call(1)])
+    request.MergeFromString(b"\xa2\x06\x00")  # field 100
+    await session.write(request)
+    await session.done_writing()
+    replies = [reply async for response in session for reply in response.replies]
+    assert [reply.HasField("put") for reply in replies] == [True]
 
 
 async def test_a_client_that_does_not_read_is_not_read_from(

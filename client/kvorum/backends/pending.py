@@ -35,6 +35,7 @@ class PendingCall:
         "is_write",
         "lost",
         "origin",
+        "request",
         "sent",
         "sent_at",
         "timeout_seconds",
@@ -51,7 +52,9 @@ class PendingCall:
         self.home: dict[int, PendingCall] | None = None
         self.bucket: set[PendingCall] | None = None
         self.attempts = 0
-        self.is_write = _is_write(call)
+        self.request = call.WhichOneof("request")
+        """The field of the call that it is in."""
+        self.is_write = _is_write(call, self.request)
         self.window: Window | None = None
         self.origin: Origin | None = None
         """The part of the call that says whose write it is, and which."""
@@ -60,7 +63,7 @@ class PendingCall:
         self.sent_at = 0.0
         self.lost = False
         """True once an attempt was sent, and nobody can say what became of it."""
-        self.anywhere = _is_stale_read(call)
+        self.anywhere = _is_stale_read(call, self.request)
         """True if any node may answer."""
         self.too_stale: TooStale | None = None
         """Why the leader is asked after all."""
@@ -72,18 +75,18 @@ class PendingCall:
 
     def number(self, window: Window) -> None:
         """Let the write be the next one of the window."""
-        match self.call.WhichOneof("request"):
+        match self.request:
             case "put":
-                self.origin = self.call.put.origin
+                origin = self.call.put.origin
             case "delete":
-                self.origin = self.call.delete.origin
+                origin = self.call.delete.origin
             case "txn":
-                self.origin = self.call.txn.origin
+                origin = self.call.txn.origin
             case request:
                 raise AssertionError(f"{request} is no write")
-        self.window = window
-        self.origin.client_id = window.client_id
-        self.origin.sequence = window.take()
+        origin.client_id = window.client_id
+        origin.sequence = window.take()
+        self.window, self.origin = window, origin
 
     def settle(self) -> None:
         """Leave the window, if the write is in one: its number will not be sent any more."""
@@ -159,8 +162,8 @@ class Registration(PendingCall):
         self.call.register_client.client_id = self.client_id
 
 
-def _is_write(call: Call) -> bool:
-    match call.WhichOneof("request"):
+def _is_write(call: Call, request: str | None) -> bool:
+    match request:
         case "get" | "list" | "register_client":  # registering twice does no harm
             return False
         case "txn":
@@ -174,8 +177,8 @@ def _is_write(call: Call) -> bool:
             return True
 
 
-def _is_stale_read(call: Call) -> bool:
-    match call.WhichOneof("request"):
+def _is_stale_read(call: Call, request: str | None) -> bool:
+    match request:
         case "get":
             return call.get.consistency == Consistency.STALE
         case "list":

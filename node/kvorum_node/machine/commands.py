@@ -6,11 +6,6 @@ whatever its state and whichever branch would have run. Whatever a newer version
 field to this one: a kind of command, operation or check, or something in a put, which this
 version would parse, keep, and not carry out.
 
-To look for such a field in each message costs as much as all else here, so it is done for
-those entries only that have one: what is left when everything unknown is taken away is as
-long as the entry was, or shorter. (An encoding may be longer for another reason. Then it is
-looked at message by message, and so is a large entry, as to measure a message is to encode it.)
-
 Two things are no fields: a new value of an enum, and a choice that was left open, which
 validation refuses. They stop the node where they would be carried out (UnknownInstruction).
 Where they would not be, no version does anything. Either way the engine has nothing of the entry.
@@ -23,7 +18,7 @@ from google.protobuf.message import DecodeError
 from kvorum import limits
 from kvorum.errors import StorageError
 from kvorum_node.raft.types import Entry
-from kvorum_node.unknown_fields import has_unknown_fields
+from kvorum_node.unknown_fields import has_unknown_fields, is_all_known
 from kvorumpb.v1.command_pb2 import CommandBatch
 
 FORMAT: Final = 2
@@ -68,9 +63,8 @@ def decode_batch(entry: Entry) -> CommandBatch:
 
 def _has_known_fields(batch: CommandBatch, data: bytes) -> bool:
     """Whether the batch that was made of the data has every field of it; it may lose them."""
-    if len(data) <= limits.MAX_BATCH_BYTES:
-        batch.DiscardUnknownFields()
-        if batch.ByteSize() == len(data):
+    if len(data) <= limits.MAX_BATCH_BYTES:  # to measure a large one is to copy it
+        if is_all_known(batch, data):
             return True
         batch = CommandBatch.FromString(data)
     return not has_unknown_fields(batch)

@@ -11,6 +11,7 @@ state machine what it does, and kvorum/status.py how an error travels.
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from kvorum import limits
 from kvorum.errors import (
@@ -38,6 +39,7 @@ from kvorumpb.v1.command_pb2 import (
     Command,
     CommandBatch,
     OperationError,
+    Transaction,
     TransactionResult,
 )
 from kvorumpb.v1.kv_pb2 import (
@@ -71,6 +73,17 @@ _OPERATION_ERRORS: dict[int, type[KvorumError]] = {
 }
 
 
+class _Asked(NamedTuple):  # made for every write: a frozen dataclass takes thrice as long
+    """What is kept of a write until its answer: not the call, or else its value would be."""
+
+    call: int
+    """The id of the call."""
+    request: str | None
+    """The field of the call that it is in."""
+    reading: bool
+    """It may return records."""
+
+
 class Dispatcher:
     """Serves the calls of one node's clients."""
 
@@ -94,17 +107,22 @@ class Dispatcher:
         if self._long_lists:
             await asyncio.wait(self._long_lists)
 
-    def dispatch(self, calls: Iterable[Call], emit: Emit) -> None:
+    def dispatch(self, calls: Iterable[Call], emit: Emit, *, known: bool = False) -> None:
         """Start the calls. `emit` is given each one's answer exactly once, at once or in parts.
 
         It may make the replies of reads when it has room for them, so that their records
         wait for nobody in memory. Only a list that takes long is carried out in a task of its
         own, and its reply is emitted when it is done.
+
+        Args:
+            calls: as they came.
+            emit: see above.
+            known: none of them has a field that this version does not know: do not look.
         """
         loop = asyncio.get_running_loop()
         refused: list[Reply] = []
         reads: list[Call] = []
-        writes: list[Call] = []
+        writes: list[_Asked] = []
         commands = CommandBatch()
         shortage = self._group.shortage()
         timeout_ms = 0
@@ -112,18 +130,20 @@ class Dispatcher:
             try:
                 if self._draining:
                     raise ShuttingDown("the node is shutting down")
-                validation.validate_known(call, "the call")
+                if not known:
+                    validation.validate_known(call, "the call")
                 if shortage is not None and takes_space(call):
                     raise shortage
-                if _only_reads(call):
+                request = call.WhichOneof("request")
+                if _only_reads(call, request):
                     _validate_read(call)
                     reads.append(call)
                 else:
-                    reading = _returns_records(call)
+                    reading = request == "txn" and _returns_records(call.txn.transaction)
                     if reading and self._may_read_no_more():
                         raise _too_many_reading_transactions()
-                    _add_command(call, commands)
-                    writes.append(call)
+                    _add_command(call, request, commands)
+                    writes.append(_Asked(call.id, request, reading))
                     self._reading_transactions += reading
             except KvorumError as error:
                 refused.append(Reply(id=call.id, error=to_status(error)))
@@ -159,24 +179,22 @@ class Dispatcher:
         return too_many or self._admission.replies.is_exhausted
 
     def _write(
-        self, calls: list[Call], commands: CommandBatch, deadline: float, emit: Emit
+        self, asked: "list[_Asked]", commands: CommandBatch, deadline: float, emit: Emit
     ) -> None:
         data = commands.SerializeToString()
-        if len(data) > limits.MAX_TRANSACTION_BYTES and len(calls) > 1:
+        if len(data) > limits.MAX_TRANSACTION_BYTES and len(asked) > 1:
             # What becomes one entry has to fit one message to a peer.
-            half = len(calls) // 2
+            half = len(asked) // 2
             for part in (slice(half), slice(half, None)):
                 some = CommandBatch(commands=commands.commands[part])
-                self._write(calls[part], some, deadline, emit)
+                self._write(asked[part], some, deadline, emit)
             return
-        # Kept until the answer: not the calls, or else their values would be.
-        asked = [(call.id, call.WhichOneof("request")) for call in calls]
-        reading = sum(_returns_records(call) for call in calls)
+        reading = sum(one.reading for one in asked)
         try:
-            future = self._group.submit(data, len(calls), deadline=deadline)
+            future = self._group.submit(data, len(asked), deadline=deadline)
         except KvorumError as error:
             self._reading_transactions -= reading
-            emit(_refusals((call for call, _ in asked), error))
+            emit(_refusals((one.call for one in asked), error))
             return
 
         def answer(future: asyncio.Future[list[TransactionResult]]) -> None:
@@ -185,12 +203,12 @@ class Dispatcher:
             if error is None:
                 emit(
                     [
-                        _result_reply(call, request, result)
-                        for (call, request), result in zip(asked, future.result(), strict=True)
+                        _result_reply(one.call, one.request, result)
+                        for one, result in zip(asked, future.result(), strict=True)
                     ]
                 )
             else:
-                emit(_refusals((call for call, _ in asked), error))
+                emit(_refusals((one.call for one in asked), error))
 
         future.add_done_callback(answer)
 
@@ -301,9 +319,9 @@ class Dispatcher:
             return listing.step()
 
 
-def _only_reads(call: Call) -> bool:
+def _only_reads(call: Call, request: str | None) -> bool:
     """Whether the call needs no entry in the log: it is a read, whatever its checks decide."""
-    match call.WhichOneof("request"):
+    match request:
         case "get" | "list":
             return True
         case "txn":
@@ -316,26 +334,26 @@ def _only_reads(call: Call) -> bool:
             return False
 
 
-def _add_command(call: Call, commands: CommandBatch) -> None:
+def _add_command(call: Call, request: str | None, commands: CommandBatch) -> None:
     """Add the command of a write. Raises InvalidArgument, and adds nothing then."""
-    match call.WhichOneof("request"):
+    match request:
         case "txn":
             _validate_transaction(call.txn)
             command = _command_of(call.txn, commands)
             command.transaction.CopyFrom(call.txn.transaction)
         case "put":
-            request = call.put
-            validation.validate_namespace(request.namespace)
-            validation.validate_put(request)
-            put = _command_of(request, commands).transaction.operations.add().put
-            put.key, put.value = request.key, request.value
+            asked = call.put
+            validation.validate_namespace(asked.namespace)
+            validation.validate_put(asked)
+            put = _command_of(asked, commands).transaction.operations.add().put
+            put.key, put.value = asked.key, asked.value
             # Absent from most puts, and setting them costs as much as the rest.
-            if request.ttl_ms:
-                put.ttl_ms = request.ttl_ms
-            if request.metadata:
-                put.metadata = request.metadata
-            if request.index_entries:
-                put.index_entries.extend(request.index_entries)
+            if asked.ttl_ms:
+                put.ttl_ms = asked.ttl_ms
+            if asked.metadata:
+                put.metadata = asked.metadata
+            if asked.index_entries:
+                put.index_entries.extend(asked.index_entries)
         case "delete":
             validation.validate_namespace(call.delete.namespace)
             validation.validate_key(call.delete.key)
@@ -358,16 +376,18 @@ def _command_of(
         return commands.commands.add()
     origin = request.origin
     validation.validate_origin(origin)
-    return commands.commands.add(
-        client_id=origin.client_id, sequence=origin.sequence, acknowledged=origin.acknowledged
-    )
+    command = commands.commands.add()
+    command.client_id = origin.client_id
+    command.sequence = origin.sequence
+    command.acknowledged = origin.acknowledged
+    return command
 
 
-def _returns_records(call: Call) -> bool:
-    """Whether it is a transaction that may return records; those that it replaces are bounded."""
-    return call.WhichOneof("request") == "txn" and any(
+def _returns_records(transaction: Transaction) -> bool:
+    """Whether it may return records beside those that it replaces, which are bounded."""
+    return any(
         operation.WhichOneof("operation") in ("get", "list")
-        for branch in (call.txn.transaction.operations, call.txn.transaction.otherwise)
+        for branch in (transaction.operations, transaction.otherwise)
         for operation in branch
     )
 
@@ -418,7 +438,8 @@ def _validate_transaction(request: TxnRequest) -> None:
 
 
 def _result_reply(call: int, request: str | None, result: TransactionResult) -> Reply:
-    reply = Reply(id=call)
+    reply = Reply()
+    reply.id = call
     if result.HasField("error"):
         reply.error.CopyFrom(to_status(_error_of(result.error)))
         return reply

@@ -26,6 +26,7 @@ from kvorum_node.admission import RETRY_DELAY_MS, Budget, Reservation
 from kvorum_node.node import Node
 from kvorum_node.raft.types import node_name
 from kvorum_node.services.dispatch import Answer, Emit
+from kvorum_node.unknown_fields import is_all_known
 from kvorumpb.v1.kv_pb2 import (
     Call,
     CallPart,
@@ -88,7 +89,10 @@ class Session:
         if len(message) > _COUNTED_BYTES:
             self._start_counted(request.calls, len(message))
         elif request.calls:
-            self._start(request.calls, self._emit)
+            known = is_all_known(request, message)
+            if not known:
+                request = SessionRequest.FromString(message)
+            self._start(request.calls, self._emit, known=known)
         # Or else the largest of them would stay in memory as long as the wait takes.
         del message, request
         if self._under_way >= limits.MAX_SESSION_CALLS:
@@ -128,10 +132,10 @@ class Session:
             if self._under_way < limits.MAX_SESSION_CALLS // 2:
                 self._drained.set()
 
-    def _start(self, calls: Iterable[Call], emit: Emit) -> None:
+    def _start(self, calls: Iterable[Call], emit: Emit, *, known: bool = False) -> None:
         calls = tuple(calls)
         self._under_way += len(calls)
-        self._node.dispatcher.dispatch(calls, emit)
+        self._node.dispatcher.dispatch(calls, emit, known=known)
 
     def _start_large(self, call: Call, reservation: Reservation) -> None:
         """Start a call that came in parts."""
