@@ -18,10 +18,11 @@ class Table:
 
     __slots__ = ("_changed", "_engine", "_family", "_prefix", "_space_end")
 
-    def __init__(self, engine: Engine, space: Space, family: Family) -> None:
+    def __init__(self, engine: Engine, family: Family, prefix: bytes, space_end: bytes) -> None:
+        """`prefix` is where the space begins, and `space_end` where it ends."""
         self._engine = engine
         self._family = family
-        self._prefix, self._space_end = space.range
+        self._prefix, self._space_end = prefix, space_end
         self._changed: dict[bytes, bytes | None] = {}
 
     def get(self, key: bytes) -> bytes | None:
@@ -60,6 +61,8 @@ class Table:
         return _merged(stored, changed, reverse=reverse) if changed else stored
 
     def save(self, batch: Batch) -> None:
+        if not self._changed:
+            return
         family, prefix, changed = self._family, self._prefix, self._changed.items()
         batch.deletes += [(family, prefix + key) for key, value in changed if value is None]
         batch.puts += [(family, prefix + key, value) for key, value in changed if value is not None]
@@ -70,8 +73,8 @@ class ExpiryTable(Table):
 
     __slots__ = ("horizon",)
 
-    def __init__(self, engine: Engine, space: Space, horizon: Horizon) -> None:
-        super().__init__(engine, space, Family.EXPIRY)
+    def __init__(self, engine: Engine, prefix: bytes, space_end: bytes, horizon: Horizon) -> None:
+        super().__init__(engine, Family.EXPIRY, prefix, space_end)
         self.horizon: Final = horizon
 
     def put(self, key: bytes, value: bytes) -> None:
@@ -93,18 +96,15 @@ class Tables:
 
     def __init__(self, engine: Engine, space: Space, horizon: Horizon | None = None) -> None:
         """`horizon` is where the rows of EXPIRY begin, if that is known."""
-
-        def table(family: Family) -> Table:
-            return Table(engine, space, family)
-
-        self.clients: Final = table(Family.CLIENT)
-        self.data: Final = table(Family.DATA)
-        self.expiry: Final = ExpiryTable(engine, space, horizon or Horizon())
-        self.history: Final = table(Family.HISTORY)
-        self.index: Final = table(Family.INDEX)
-        self.keys: Final = table(Family.KEYS)
-        self.limits: Final = table(Family.LIMIT)
-        self.values: Final = table(Family.VALUE)
+        start, end = space.range
+        self.clients: Final = Table(engine, Family.CLIENT, start, end)
+        self.data: Final = Table(engine, Family.DATA, start, end)
+        self.expiry: Final = ExpiryTable(engine, start, end, horizon or Horizon())
+        self.history: Final = Table(engine, Family.HISTORY, start, end)
+        self.index: Final = Table(engine, Family.INDEX, start, end)
+        self.keys: Final = Table(engine, Family.KEYS, start, end)
+        self.limits: Final = Table(engine, Family.LIMIT, start, end)
+        self.values: Final = Table(engine, Family.VALUE, start, end)
 
     def save(self, batch: Batch) -> None:
         for table in (
