@@ -20,7 +20,7 @@ from kvorumpb.v1.command_pb2 import (
     Transaction,
     TransactionResult,
 )
-from tests.support.commands import delete, get, put
+from tests.support.commands import delete, get, put, run_one
 
 
 def put_for(key: bytes, ttl_ms: int, value: bytes = b"value") -> Operation:
@@ -121,6 +121,17 @@ def test_an_old_leader_that_expires_what_was_renewed_at_the_new_one(machine: Mac
     assert machine.get(b"lease") is not None
     at(machine, 180, Sweep(limit=10))
     assert machine.get(b"lease") is None
+
+
+def test_a_put_behind_a_touch_of_one_transaction_is_a_put(machine: Machine) -> None:
+    """Validation refuses that; what the log has means the one after the other."""
+    at(machine, 0, put_for(b"lease", 90))
+    events = events_of(machine)
+    run_one(machine, touch(b"lease", 100), put(b"lease", b"later"), log_time_ms=1)
+    record = machine.get(b"lease")
+    assert record is not None
+    assert (record.value, record.revision, record.version) == (b"later", 2, 2)
+    assert [(event.kind, event.key) for event in events] == [(EventKind.PUT, b"lease")]
 
 
 def test_what_expired_by_the_log_is_not_renewed(machine: Machine) -> None:

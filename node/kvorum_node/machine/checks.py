@@ -99,7 +99,7 @@ def _is_unchanged(check: Check, working: Working, oldest_revision: int) -> bool:
             return False
     if check.HasField("range"):
         return not _has_expired(working, start, end)
-    record = working.stored(check.key).record
+    _, record = working.stored(check.key)
     return record is None or not working.has_expired(record)
 
 

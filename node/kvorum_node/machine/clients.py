@@ -81,15 +81,14 @@ class _Window:
         acknowledged, results = self.acknowledged, self.results
         room = limits.MAX_CLIENT_RESULT_BYTES - self.result_bytes
         parts = [_ACKNOWLEDGED.pack(acknowledged)]
-        highest = 0
-        for sequence, result in self.fresh.items():
-            if sequence <= acknowledged:
-                continue
+        fresh = [one for one in self.fresh.items() if one[0] > acknowledged]
+        for sequence, result in fresh:
             kept = result if len(result) <= room else b""
-            room -= len(kept)
+            size_bytes = len(kept)
+            room -= size_bytes
             results[sequence] = kept
-            parts += (_WRITE.pack(sequence, len(kept)), kept)
-            highest = max(highest, sequence)
+            parts += (_WRITE.pack(sequence, size_bytes), kept)
+        highest = max(fresh, default=(0, b""))[0]
         self.result_bytes = limits.MAX_CLIENT_RESULT_BYTES - room
         self.fresh.clear()
         return b"".join(parts), highest

@@ -161,7 +161,7 @@ def _owner(working: Working, place: bytes, entry: IndexEntry) -> bytes | None:
     owner = working.tables.index.get(place)
     if owner is None or owner in working.written:
         return None  # who is written has asked, or will ask, for what it wants
-    record = working.stored(owner).record
+    _, record = working.stored(owner)
     if record is not None and working.has_expired(record):
         working.remove(owner)
         return None

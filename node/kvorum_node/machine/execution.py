@@ -185,7 +185,8 @@ class Execution:
             _, kind, key = layout.split_expiry_key(row)
             match kind:
                 case ExpiryKind.RECORD:
-                    size += len(working.stored(key).data)
+                    data, _ = working.stored(key)
+                    size += len(data)
                     working.remove(key)
                 case ExpiryKind.LIMIT:
                     working.limits[key] = None

@@ -6,7 +6,7 @@ changes the tables: commit.py does, if the transaction succeeds.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
 from kvorum import limits
 from kvorum_node.machine import records
@@ -29,16 +29,11 @@ class OperationFailed(Exception):
         self.error = OperationError(reason=reason, message=message, value=value)
 
 
-class Stored(NamedTuple):  # made for every write: a frozen dataclass takes thrice as long
-    """What a key holds before the transaction, expired or not."""
+Stored: TypeAlias = tuple[bytes, Record | None]
+"""What a key holds before the transaction, expired or not: as it is in the tables, and the record
+that this is; empty bytes and None if there is nothing. (No class, as every write makes one.)"""
 
-    data: bytes
-    """As it is in the tables; empty if there is nothing."""
-
-    record: Record | None
-
-
-_NOTHING = Stored(b"", None)
+_NOTHING: Final[Stored] = (b"", None)
 
 
 class Working:
@@ -93,7 +88,7 @@ class Working:
             else:
                 record = Record()
                 records.load(record, key, data)
-                loaded = Stored(data, record)
+                loaded = (data, record)
             self._loaded[key] = loaded
         return loaded
 
@@ -108,7 +103,7 @@ class Working:
     def read(self, key: bytes) -> Record | None:
         if key in self.written:
             return self.written[key]
-        record = self.stored(key).record
+        _, record = self.stored(key)
         return None if record is None or self.has_expired(record) else record
 
     def write(
@@ -140,7 +135,7 @@ class Working:
 
     def remove_of_range(self, key: bytes, record: Record) -> bool:
         """Remove one of many; False, and nothing is removed, if that is more than may be."""
-        replaced = 0 if key in self.written else len(self.stored(key).data)
+        replaced = 0 if key in self.written else len(self.stored(key)[0])
         if self.replaced_bytes + replaced > limits.MAX_REPLACED_BYTES:
             return False
         if not self.look(1 + len(record.index_entries)):
@@ -240,7 +235,8 @@ class Working:
 
     def _change(self, key: bytes, record: Record | None) -> None:
         if key not in self.written:
-            self.replaced_bytes += len(self.stored(key).data)
+            data, _ = self.stored(key)
+            self.replaced_bytes += len(data)
             if self.replaced_bytes > limits.MAX_REPLACED_BYTES:
                 raise OperationFailed(
                     OperationError.RANGE_TOO_LARGE,
