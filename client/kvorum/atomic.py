@@ -131,6 +131,7 @@ class Atomic:
         ttl: Duration | None = None,
         metadata: bytes | None = None,
         index_entries: Iterable[IndexEntry] | None = None,
+        keep_ttl: bool = False,
         type: ValueType | None = None,
     ) -> Self:
         """Write a value, like `KV.put`."""
@@ -141,6 +142,7 @@ class Atomic:
                 ttl=ttl,
                 metadata=metadata,
                 index_entries=index_entries,
+                keep_ttl=keep_ttl,
                 codec=self._as(type),
             )
         )
@@ -361,11 +363,18 @@ class SyncAtomic:
         ttl: Duration | None = None,
         metadata: bytes | None = None,
         index_entries: Iterable[IndexEntry] | None = None,
+        keep_ttl: bool = False,
         type: ValueType | None = None,
     ) -> Self:
         """Like `Atomic.put`."""
         self._inner.put(
-            key, value, ttl=ttl, metadata=metadata, index_entries=index_entries, type=type
+            key,
+            value,
+            ttl=ttl,
+            metadata=metadata,
+            index_entries=index_entries,
+            keep_ttl=keep_ttl,
+            type=type,
         )
         return self
 

@@ -59,6 +59,7 @@ class KV(Reader):
         ttl: Duration | None = None,
         metadata: bytes | None = None,
         index_entries: Iterable[IndexEntry] | None = None,
+        keep_ttl: bool = False,
         revision: int | None = None,
         exists: bool | None = None,
         type: ValueType | None = None,
@@ -69,9 +70,10 @@ class KV(Reader):
         A model needs no `type`: it is written as its JSON, wherever JSON is.
 
         It replaces all that the key had: without `ttl` (seconds, or a timedelta; at most a
-        hundred years) it stays for ever. `metadata` of up to 4 KiB is read beside the
-        value, and `index_entries` are what the record is found under; `UniqueViolation` if another
-        one has a unique entry.
+        hundred years) it stays for ever. With `keep_ttl`, the expiry of what is replaced
+        stays as it is, and `ttl` counts if this creates the key. `metadata` of up to 4 KiB is
+        read beside the value, and `index_entries` are what the record is found under;
+        `UniqueViolation` if another one has a unique entry.
 
         With `revision` (0: absent) or `exists`, it writes only if the key is so now, in the
         same round trip, and raises `Conflict` otherwise.
@@ -83,6 +85,7 @@ class KV(Reader):
                 ttl=ttl,
                 metadata=metadata,
                 index_entries=index_entries,
+                keep_ttl=keep_ttl,
                 codec=self._as(type),
             )
             condition = checks.check_key(
@@ -100,6 +103,8 @@ class KV(Reader):
             request.metadata = operations.encode_metadata(metadata, key)
         if index_entries is not None:
             request.index_entries.extend(operations.encode_index_entries(index_entries, key))
+        if keep_ttl:
+            request.keep_ttl = True
         reply = await self._backend.call(call, timeout_seconds=self._seconds(timeout))
         return reply.put.revision
 

@@ -32,6 +32,7 @@ def put(
     ttl: Duration | None = None,
     metadata: bytes | None = None,
     index_entries: Iterable[IndexEntry] | None = None,
+    keep_ttl: bool = False,
     codec: Codec[Any],
 ) -> pb.Operation:
     operation = pb.PutOperation(key=encode_key(key), value=encode_value(value, codec, key))
@@ -42,6 +43,8 @@ def put(
         operation.metadata = encode_metadata(metadata, key)
     if index_entries is not None:
         operation.index_entries.extend(encode_index_entries(index_entries, key))
+    if keep_ttl:
+        operation.keep_ttl = True
     return pb.Operation(put=operation)
 
 

@@ -135,6 +135,7 @@ class Transaction:
         ttl: Duration | None = None,
         metadata: bytes | None = None,
         index_entries: Iterable[IndexEntry] | None = None,
+        keep_ttl: bool = False,
         type: ValueType | None = None,
     ) -> None:
         """Write a value at the commit, like `KV.put`, in place of an earlier write of the key."""
@@ -144,6 +145,7 @@ class Transaction:
             ttl=ttl,
             metadata=metadata,
             index_entries=index_entries,
+            keep_ttl=keep_ttl,
             codec=self._as(type),
         )
         self._attempt.write(operation.put.key, operation)
@@ -312,11 +314,18 @@ class SyncTransaction:
         ttl: Duration | None = None,
         metadata: bytes | None = None,
         index_entries: Iterable[IndexEntry] | None = None,
+        keep_ttl: bool = False,
         type: ValueType | None = None,
     ) -> None:
         """Like `Transaction.put`."""
         self._inner.put(
-            key, value, ttl=ttl, metadata=metadata, index_entries=index_entries, type=type
+            key,
+            value,
+            ttl=ttl,
+            metadata=metadata,
+            index_entries=index_entries,
+            keep_ttl=keep_ttl,
+            type=type,
         )
 
     def delete(self, key: Key) -> None:

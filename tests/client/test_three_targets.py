@@ -5,7 +5,7 @@ watches in test_watch.py, of transactions in test_transaction.py, and of threads
 """
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -108,6 +108,34 @@ async def test_how_long_a_key_lives(kv: KV) -> None:
     assert await kv.touch("b", 1) is False
     assert await kv.persist("b") is False
     assert await kv.ttl("b") == 0.0
+
+
+async def test_a_put_can_leave_the_expiry_as_it_is(kv: KV) -> None:
+    await kv.put("a", 1, ttl=300, keep_ttl=True)  # there is none to keep: it is created
+    expiry = await expiry_of(kv, "a")
+    assert expiry is not None
+    await kv.put("a", 2, keep_ttl=True)
+    await kv.put("a", 3, ttl=5, keep_ttl=True, exists=True)
+    await kv.atomic().put("a", 4, keep_ttl=True).commit()
+    async for attempt in kv.transaction():
+        async with attempt as txn:
+            txn.put("a", 5, keep_ttl=True)
+    assert await expiry_of(kv, "a") == expiry
+    await kv.touch("a", 600)
+    renewed = await expiry_of(kv, "a")
+    assert renewed is not None
+    assert renewed > expiry
+    await kv.put("a", 6, keep_ttl=True)
+    assert await expiry_of(kv, "a") == renewed
+    await kv.persist("a")
+    await kv.put("a", 7, ttl=5, keep_ttl=True)
+    assert await expiry_of(kv, "a") is None
+
+
+async def expiry_of(kv: KV, key: str) -> datetime | None:
+    entry = await kv.get(key)
+    assert entry is not None
+    return entry.expires_at
 
 
 async def test_a_put_replaces_the_time_to_live(kv: KV) -> None:

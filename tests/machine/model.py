@@ -463,6 +463,8 @@ class _Run:
             result.put.previous.CopyFrom(self._found(put.key, current))
         entries = tuple((one.index, one.value, one.unique) for one in put.index_entries)
         ttl = self._after(put.ttl_ms)
+        if put.keep_ttl and current is not None:
+            ttl = current.expire_time_ms
         self._write(put.key, current, Cell(put.value, 0, 0, 0, ttl, 0, put.metadata, entries))
 
     def _delete(self, delete: DeleteOperation, live: Cells, result: OperationResult) -> None:

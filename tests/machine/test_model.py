@@ -123,6 +123,7 @@ operations = st.one_of(
         metadata=st.sampled_from((b"", b"m")),
         index_entries=index_entries,
         return_previous=st.booleans(),
+        keep_ttl=st.booleans(),
     ),
     st.builds(lambda key: Operation(get=GetOperation(key=key)), keys),
     st.builds(

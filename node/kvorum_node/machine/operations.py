@@ -79,7 +79,11 @@ def _put(put: PutOperation, working: Working) -> OperationResult:
         key,
         put.value,
         current=current,
-        expire_time_ms=working.expire_after(put.ttl_ms),
+        expire_time_ms=(
+            working.expire_after(put.ttl_ms)
+            if current is None or not put.keep_ttl
+            else current.expire_time_ms
+        ),
         metadata=put.metadata,
         index_entries=put.index_entries,
     )

@@ -354,6 +354,8 @@ def _add_command(call: Call, request: str | None, commands: CommandBatch) -> Non
                 put.metadata = asked.metadata
             if asked.index_entries:
                 put.index_entries.extend(asked.index_entries)
+            if asked.keep_ttl:
+                put.keep_ttl = True
         case "delete":
             validation.validate_namespace(call.delete.namespace)
             validation.validate_key(call.delete.key)

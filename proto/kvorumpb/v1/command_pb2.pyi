@@ -468,6 +468,7 @@ class PutOperation(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     INDEX_ENTRIES_FIELD_NUMBER: _builtins.int
     RETURN_PREVIOUS_FIELD_NUMBER: _builtins.int
+    KEEP_TTL_FIELD_NUMBER: _builtins.int
     key: _builtins.bytes
     value: _builtins.bytes
     ttl_ms: _builtins.int
@@ -476,6 +477,10 @@ class PutOperation(_message.Message):
     """Anything that is to be read beside the value, at most 4 KiB."""
     return_previous: _builtins.bool
     """Have the record that is replaced in the result."""
+    keep_ttl: _builtins.bool
+    """Let the expiry of the record that is replaced stay, whether it has one or none; ttl_ms
+    counts if there is no record.
+    """
     @_builtins.property
     def index_entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___IndexEntry]:
         """Under what the record is found beside its key."""
@@ -489,10 +494,11 @@ class PutOperation(_message.Message):
         metadata: _builtins.bytes = ...,
         index_entries: _abc.Iterable[Global___IndexEntry] | None = ...,
         return_previous: _builtins.bool = ...,
+        keep_ttl: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_entries", b"index_entries", "key", b"key", "metadata", b"metadata", "return_previous", b"return_previous", "ttl_ms", b"ttl_ms", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_entries", b"index_entries", "keep_ttl", b"keep_ttl", "key", b"key", "metadata", b"metadata", "return_previous", b"return_previous", "ttl_ms", b"ttl_ms", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

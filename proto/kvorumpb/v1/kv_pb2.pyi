@@ -403,6 +403,7 @@ class PutRequest(_message.Message):
     TTL_MS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     INDEX_ENTRIES_FIELD_NUMBER: _builtins.int
+    KEEP_TTL_FIELD_NUMBER: _builtins.int
     ORIGIN_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     key: _builtins.bytes
@@ -410,6 +411,7 @@ class PutRequest(_message.Message):
     ttl_ms: _builtins.int
     """As in PutOperation."""
     metadata: _builtins.bytes
+    keep_ttl: _builtins.bool
     @_builtins.property
     def index_entries(self) -> _containers.RepeatedCompositeFieldContainer[_command_pb2.IndexEntry]: ...
     @_builtins.property
@@ -423,11 +425,12 @@ class PutRequest(_message.Message):
         ttl_ms: _builtins.int = ...,
         metadata: _builtins.bytes = ...,
         index_entries: _abc.Iterable[_command_pb2.IndexEntry] | None = ...,
+        keep_ttl: _builtins.bool = ...,
         origin: Global___Origin | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_entries", b"index_entries", "key", b"key", "metadata", b"metadata", "namespace", b"namespace", "origin", b"origin", "ttl_ms", b"ttl_ms", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index_entries", b"index_entries", "keep_ttl", b"keep_ttl", "key", b"key", "metadata", b"metadata", "namespace", b"namespace", "origin", b"origin", "ttl_ms", b"ttl_ms", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
