@@ -20,6 +20,7 @@
     ├── Conflict                a check of a transaction did not hold; nothing was written
     ├── BatchInterrupted        a batch in bulk has ended early; `done` says where to go on
     ├── DecodeError             a value is not of the type it was asked for
+    ├── IndexIncomplete         an index of a collection does not have every record yet
     ├── UnknownFlag             no such feature flag is set
     ├── Unavailable             not applied: a retry is safe, and the client has tried
     │   ├── NotLeader           ... here, but perhaps at the named node
@@ -235,6 +236,13 @@ class BatchInterrupted(KvorumError):
     @property
     def maybe_applied(self) -> bool:
         return True
+
+
+class IndexIncomplete(KvorumError):
+    """A search by this index might miss records. Metadata: `collection` and `index`."""
+
+    reason = "INDEX_INCOMPLETE"
+    code = Code.FAILED_PRECONDITION
 
 
 class UnknownFlag(KvorumError, LookupError):

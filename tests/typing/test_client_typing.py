@@ -4,7 +4,7 @@ Nothing here is called; pytest only finds that the names exist.
 """
 
 from collections.abc import AsyncIterator, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, assert_type
 
 import msgspec
@@ -32,7 +32,7 @@ from kvorum import (
     Transaction,
     Watch,
 )
-from kvorum.patterns import Cache, CacheStatistics
+from kvorum.patterns import Cache, CacheStatistics, Collection, Difference, Index, Reindexed, Unique
 
 
 class User(BaseModel):
@@ -210,6 +210,27 @@ async def caches_have_the_type_of_their_values(kv: KV) -> None:
     assert_type(await user(1), dict[str, str])
     await user("1")  # type: ignore[arg-type]  # the function's own arguments
     await texts.set("a", 1)  # type: ignore[arg-type]  # no text
+
+
+async def collections_have_the_type_of_their_records(kv: KV) -> None:
+    users = Collection(kv, "user", indexes={"email": Unique("email"), "n": Index(("a", "b"))})
+    assert_type(users, Collection[Any])
+    lines = Collection(kv, "line", type="text")
+    assert_type(lines, Collection[str])
+    typed: Collection[dict[str, int]] = Collection(kv, "typed")
+    assert_type(await typed.create("1", {"a": 1}, ttl=5), int)
+    assert_type(await typed.get("1"), Entry[dict[str, int]] | None)
+    assert_type(await lines.get_by("n", 5), Entry[str] | None)
+    assert_type(await lines.find("n", ("a", 5)), Page[str])
+    assert_type(await lines.find("n", start=datetime.now(UTC)), Page[str])
+    assert_type(lines.scan(), AsyncIterator[Entry[str]])
+    assert_type(await lines.update("1", str.upper), int | None)
+    assert_type(await typed.update("1", {"a": 2}), int | None)
+    assert_type(await lines.reindex(), Reindexed)
+    async for difference in lines.verify():
+        assert_type(difference, Difference)
+    await typed.create("1", {"a": "b"})  # type: ignore[dict-item]  # no int
+    await users.find("n", None)  # type: ignore[arg-type]  # nothing is found under None
 
 
 async def mistakes_are_found(kv: KV) -> None:

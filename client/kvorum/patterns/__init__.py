@@ -32,15 +32,21 @@ from kvorum.patterns.batch import batch_get as batch_get
 from kvorum.patterns.batch import batch_put as batch_put
 from kvorum.patterns.cache import Cache as Cache
 from kvorum.patterns.cache import CacheStatistics as CacheStatistics
+from kvorum.patterns.collection import Collection as Collection
 from kvorum.patterns.counter import Count as Count
 from kvorum.patterns.counter import Counter as Counter
 from kvorum.patterns.counter import ShardedCounter as ShardedCounter
 from kvorum.patterns.expiring import Expiring as Expiring
+from kvorum.patterns.indexes import Index as Index
+from kvorum.patterns.indexes import Unique as Unique
 from kvorum.patterns.pagination import Paginator as Paginator
 from kvorum.patterns.rate_limiter import RateDecision as RateDecision
 from kvorum.patterns.rate_limiter import RateDecisions as RateDecisions
 from kvorum.patterns.rate_limiter import RateLimiter as RateLimiter
 from kvorum.patterns.rate_limiter import RateStanding as RateStanding
+from kvorum.patterns.reindexing import Difference as Difference
+from kvorum.patterns.reindexing import Reindexed as Reindexed
+from kvorum.patterns.reindexing import UniqueConflict as UniqueConflict
 from kvorum.patterns.sessions import Session as Session
 from kvorum.patterns.sessions import SessionPage as SessionPage
 from kvorum.patterns.sessions import SessionStore as SessionStore
@@ -51,9 +57,12 @@ __all__ = [
     "BatchResult",
     "Cache",
     "CacheStatistics",
+    "Collection",
     "Count",
     "Counter",
+    "Difference",
     "Expiring",
+    "Index",
     "ItemResult",
     "Paginator",
     "Put",
@@ -61,10 +70,13 @@ __all__ = [
     "RateDecisions",
     "RateLimiter",
     "RateStanding",
+    "Reindexed",
     "Session",
     "SessionPage",
     "SessionStore",
     "ShardedCounter",
+    "Unique",
+    "UniqueConflict",
     "batch_delete",
     "batch_get",
     "batch_put",
