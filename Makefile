@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 SOURCES := client node tests deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-newest chaos check format proto sim sim-mutants model bench docs lock clean
+.PHONY: help setup demo test test-newest chaos check format proto sync sim sim-mutants model bench docs lock clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -52,6 +52,7 @@ check: setup  ## Format, lint, types, generated code, documentation
 	$(BIN)/mypy $(SOURCES)
 	$(BIN)/basedpyright
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python client/generate_sync.py --check
 	$(BIN)/zensical build --strict >/dev/null
 
 docs: setup  ## Build the site of the documentation, in .site
@@ -63,6 +64,9 @@ format: setup  ## Rewrite the sources in the one format
 
 proto: setup  ## Generate the Python code of the protocol
 	$(BIN)/python proto/generate.py
+
+sync: setup  ## Generate the patterns for threads
+	$(BIN)/python client/generate_sync.py
 
 sim: setup  ## Simulate clusters under faults: SEEDS=A:B (fresh ones), EVENTS=5000, BUDGET=120 seconds
 	$(BIN)/python -m tests.sim $(if $(SEEDS),--seeds $(SEEDS)) --events $(or $(EVENTS),5000) --budget-seconds $(or $(BUDGET),120)

@@ -505,11 +505,11 @@ class SyncKV:
 
         It runs in the store's own event loop, beside the calls of all threads: it must not block.
         """
+        return self._thread.call(_working(work, self._kv))
 
-        async def working() -> T:
-            return await work(self._kv)
-
-        return self._thread.call(working())
+    def submit(self, work: Callable[[KV], Awaitable[T]]) -> Future[T]:
+        """Like `run`, without waiting: the future has what it returns, and cancels it."""
+        return self._thread.submit(_working(work, self._kv))
 
     def close(self) -> None:
         """Release the store and end its thread. Calls under way fail with `Closed`."""
@@ -534,3 +534,7 @@ class SyncKV:
 
     def __repr__(self) -> str:
         return repr(self._kv).replace("KV", "SyncKV", 1)
+
+
+async def _working(work: Callable[[KV], Awaitable[T]], kv: KV) -> T:
+    return await work(kv)

@@ -61,7 +61,7 @@ def shape(function: Any) -> list[tuple[str, Any, Any]]:
 @pytest.mark.parametrize(("waits", "blocks"), TWINS)
 def test_both_have_the_same_methods_with_the_same_parameters(waits: type, blocks: type) -> None:
     # `open` is how a SyncKV is made, and its `run` is the way from one to the other.
-    own = {"open", "run"} if blocks is SyncKV else set()
+    own = {"open", "run", "submit"} if blocks is SyncKV else set()
     names = public(blocks).keys() - own
     assert public(waits).keys() == names
     for name in names:
@@ -265,3 +265,4 @@ def test_an_async_function_runs_in_the_loop_of_the_store() -> None:
 
     with kvorum.open_sync("memory:") as kv:
         assert kv.run(work) == 3
+        assert kv.submit(work).result(timeout=30) == 6

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import wraps
 from itertools import count
 from types import TracebackType
-from typing import Any, Final, Generic, Literal, ParamSpec, Self, TypeVar, overload
+from typing import Any, Final, Generic, Literal, ParamSpec, Self, TypeVar, cast, overload
 
 from kvorum import keys
 from kvorum.codecs import ValueType
@@ -252,7 +252,7 @@ class Cache(Generic[T]):
                     ttl=ttl,
                     stale_while_revalidate=stale_while_revalidate,
                 )
-                return value  # type: ignore[no-any-return]  # what the function returns
+                return cast("R", value)
 
             return call
 

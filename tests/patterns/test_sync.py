@@ -1,0 +1,167 @@
+"""The patterns for threads: generated, and run in the loop of the store with what a user gives."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import kvorum
+import kvorum.patterns
+from kvorum import Conflict, InvalidArgument, OutOfBounds, SyncKV
+from kvorum.patterns import sync as patterns
+from kvorum.patterns.threads import Here
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_they_are_what_would_be_generated() -> None:
+    command = [sys.executable, str(ROOT / "client/generate_sync.py"), "--check"]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stdout) == (0, "")
+
+
+def test_every_pattern_is_there() -> None:
+    asynchronous = set(kvorum.patterns.__all__)
+    assert set(patterns.__all__) == asynchronous
+    assert patterns.chunked is not kvorum.patterns.chunked
+
+
+def test_threads_count_together(sync_kv: SyncKV) -> None:
+    counter = patterns.Counter(sync_kv, "views")
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(lambda _: counter.add(), range(160)))
+    assert counter.get() == 160
+    with pytest.raises(OutOfBounds):
+        counter.add(1, max=160)
+    assert counter.key in repr(counter)
+
+
+def test_a_transaction_takes_them_in(sync_kv: SyncKV) -> None:
+    counter = patterns.Counter(sync_kv, "orders")
+    atomic = sync_kv.atomic().put("order:1", "book")
+    counter.add_to(atomic)
+    atomic.commit()
+    assert counter.get() == 1
+
+
+def test_items_are_taken_in_the_thread_that_called(sync_kv: SyncKV) -> None:
+    here, seen = threading.get_ident(), []
+
+    def items() -> Iterator[tuple[str, int]]:
+        for number in range(1_000):
+            seen.append(threading.get_ident())
+            yield f"k:{number}", number
+
+    result = patterns.batch_put(sync_kv, items())
+    assert result.done == 1_000
+    assert set(seen) == {here}
+    found = patterns.batch_get(sync_kv, ["k:1", "k:none"])
+    assert found.missing == ("k:none",)
+    assert patterns.batch_put(sync_kv, {"a": 1}, atomic=True).done == 1
+
+
+def test_what_the_items_raise_is_raised(sync_kv: SyncKV) -> None:
+    def items() -> Iterator[tuple[str, int]]:
+        yield "k:1", 1
+        raise LookupError("no more")
+
+    with pytest.raises(LookupError, match="no more"):
+        patterns.batch_put(sync_kv, items())
+
+
+def test_a_value_is_computed_in_the_thread_that_called(sync_kv: SyncKV) -> None:
+    computed: list[int] = []
+
+    def compute() -> str:
+        computed.append(threading.get_ident())
+        return "value"
+
+    with patterns.Cache(sync_kv, "pages", ttl=60) as cache:
+        assert cache.get_or_compute("a", compute, tags=["t"]) == "value"
+        assert cache.get_or_compute("a", compute, tags=["t"]) == "value"
+        cache.invalidate("t")
+        assert cache.get_or_compute("a", compute, tags=["t"]) == "value"
+    assert computed == [threading.get_ident()] * 2
+
+
+def test_a_computation_may_use_the_cache_itself(sync_kv: SyncKV) -> None:
+    with patterns.Cache(sync_kv, "pages", ttl=60) as cache:
+
+        @cache.cached(key=lambda depth: f"level:{depth}")
+        def level(depth: int) -> int:
+            return 0 if depth == 0 else level(depth - 1) + 1
+
+        assert level(40) == 40
+        assert cache.get("level:20") is not None
+
+
+def test_many_threads_compute_once(sync_kv: SyncKV) -> None:
+    computed: list[int] = []
+    together = threading.Barrier(20)
+
+    def compute() -> int:
+        computed.append(1)
+        return 7
+
+    with patterns.Cache(sync_kv, "pages", ttl=60) as cache:
+
+        def ask(_: int) -> int:
+            together.wait(timeout=30)
+            value: int = cache.get_or_compute("a", compute)
+            return value
+
+        with ThreadPoolExecutor(20) as threads:
+            assert set(threads.map(ask, range(20))) == {7}
+    assert len(computed) == 1
+
+
+def test_limits_are_checked_together(sync_kv: SyncKV) -> None:
+    users = patterns.RateLimiter(sync_kv, "user", limit=2, window=60)
+    hosts = patterns.RateLimiter(sync_kv, "host", limit=1, window=60)
+    assert patterns.RateLimiter.check_all([(users, "ann", 1), (hosts, "::1", 1)])
+    refused = patterns.RateLimiter.check_all([(users, "ann", 1), (hosts, "::1", 1)])
+    assert refused.refused_by == ("host",)
+    assert users.check("ann")
+    assert users.kv is sync_kv
+    with pytest.raises(InvalidArgument):
+        patterns.RateLimiter.check_all([])
+
+
+def test_records_pages_and_sessions(sync_kv: SyncKV) -> None:
+    users = patterns.Collection(sync_kv, "user", indexes={"email": patterns.Unique("email")})
+    users.create("1", {"email": "a@b"})
+    with pytest.raises(kvorum.UniqueViolation):
+        users.create("2", {"email": "a@b"})
+    with pytest.raises(Conflict):
+        users.create("1", {"email": "c@d"})
+    assert [entry.key for entry in users.scan()] == ["1"]
+    assert len(patterns.Paginator(sync_kv, "user:").page().entries) == 1
+    sessions = patterns.SessionStore(sync_kv, ttl=60)
+    token, session = sessions.create("ann", data={"a": 1})
+    found = sessions.get(token)
+    assert found is not None
+    assert found.id == session.id
+    assert sessions.destroy(token)
+    assert sessions.get(token) is None
+
+
+def test_an_iterator_that_is_left_is_closed(sync_kv: SyncKV) -> None:
+    for number in range(5):
+        sync_kv.put(f"k:{number}", number)
+    pages = patterns.Paginator(sync_kv, "k:", page_size=2).pages()
+    assert len(next(pages).entries) == 2
+    assert isinstance(pages, Generator)
+    pages.close()
+
+
+def test_what_is_asked_when_the_thread_has_gone_has_one_of_its_own() -> None:
+    with kvorum.open_sync("memory:") as kv:
+        here = Here(kv)
+        function = here.function(threading.get_ident)
+        assert here.run(lambda _: function()) == threading.get_ident()
+        later = kv.submit(lambda _: function()).result(timeout=30)
+        assert later != threading.get_ident()
