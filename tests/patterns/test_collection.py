@@ -1,14 +1,19 @@
 """A collection on each kind of store: records and what they are found under, in one round trip."""
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
+from pydantic import BaseModel
 
 from kvorum import (
     KV,
+    Codec,
     Conflict,
     Entry,
     IndexEntry,
@@ -288,6 +293,45 @@ async def test_values_are_of_the_type_that_is_given(kv: KV) -> None:
     assert the(await kv.get("line:1", type="text")).value == "FOUR"
     with pytest.raises(InvalidArgument, match="give a function"):
         await lines.update("1", {"a": 1})
+
+
+@dataclass
+class Note:
+    text: str
+    stars: int = 0
+
+
+class Person(BaseModel):
+    email: str
+    age: int = 0
+
+
+class Point(msgspec.Struct):
+    x: int
+    y: int = 0
+
+
+NOTES: Codec[Note] = Codec(
+    "note", lambda note: json.dumps(vars(note)).encode(), lambda data: Note(**json.loads(data))
+)
+
+
+async def test_models_are_found_by_their_fields(kv: KV) -> None:
+    people = Collection(kv, "person", indexes={"email": Unique("email")}, type=Person)
+    await people.create("1", Person(email="a@b"))
+    await people.update("1", {"age": 5})
+    assert the(await people.get_by("email", "a@b")).value == Person(email="a@b", age=5)
+    with pytest.raises(InvalidArgument):
+        await people.update("1", {"age": "five"})
+    points = Collection(kv, "point", indexes={"x": Index("x")}, type=Point)
+    await points.create("1", Point(7))
+    await points.update("1", {"x": 8})
+    assert [entry.value for entry in await points.find("x", 8)] == [Point(8)]
+    notes = Collection(kv, "note", indexes={"stars": Index("stars")}, type=NOTES)
+    await notes.create("1", Note("text"))
+    await notes.update("1", {"stars": 3})
+    assert [entry.value for entry in await notes.find("stars", 3)] == [Note("text", 3)]
+    assert (await notes.reindex()).changed == 0
 
 
 async def test_what_it_costs(users: Collection[Any], round_trips: RoundTrips) -> None:

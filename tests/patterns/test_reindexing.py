@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 
 import kvorum
-from kvorum import KV, Conflict, DecodeError, IndexEntry, IndexIncomplete
+from kvorum import KV, Conflict, DeadlineExceeded, DecodeError, IndexEntry, IndexIncomplete
 from kvorum.patterns import Collection, Difference, Index, Reindexed, Unique, UniqueConflict
 from kvorum.patterns import reindexing as module
 
@@ -87,6 +87,29 @@ async def test_nothing_but_the_index_entries_is_changed(kv: KV) -> None:
     assert after.created_revision == before.created_revision
     assert mine in after.index_entries
     assert await users.count("name", "a") == 1
+
+
+async def test_what_was_there_before_any_collection_is_not_found_before_it_is_built(kv: KV) -> None:
+    await kv.put("user:1", user(1))
+    for index in NEW:
+        assert not await is_complete(new(kv), index)
+    await new(kv).create("2", user(2))
+    assert not await is_complete(new(kv), "city")
+    assert (await new(kv).reindex()).changed == 1
+    assert await is_complete(new(kv), "city")
+
+
+async def test_more_records_than_can_be_counted_are_built(kv: KV) -> None:
+    await fill(old(kv), 3)
+    read = kv.list
+
+    async def slow(*arguments: Any, count: bool = False, **rest: Any) -> Any:
+        if count:
+            raise DeadlineExceeded("too many to be counted in time")
+        return await read(*arguments, **rest)
+
+    with patch.object(kv, "list", slow):
+        assert await new(kv).reindex() == Reindexed(seen=3, total=None, changed=3, conflicts=())
 
 
 async def test_records_that_are_right_are_left_alone(kv: KV) -> None:

@@ -217,6 +217,7 @@ async def collections_have_the_type_of_their_records(kv: KV) -> None:
     assert_type(users, Collection[Any])
     lines = Collection(kv, "line", type="text")
     assert_type(lines, Collection[str])
+    assert_type(Collection(kv, "number", type=int), Collection[int])
     typed: Collection[dict[str, int]] = Collection(kv, "typed")
     assert_type(await typed.create("1", {"a": 1}, ttl=5), int)
     assert_type(await typed.get("1"), Entry[dict[str, int]] | None)

@@ -32,6 +32,7 @@ from kvorum.patterns.indexes import Index, IndexValue, Schema
 from kvorum.patterns.reindexing import Difference, Progress, Reindexed, Reindexing, differences
 
 if TYPE_CHECKING:
+    from kvorum.codecs import Typed
     from kvorum.kv import KV
     from kvorum.transaction import Transaction
 
@@ -79,7 +80,7 @@ class Collection(Generic[T]):
         name: str,
         *,
         indexes: Mapping[str, Index] = ...,
-        type: type[T],
+        type: "Typed[T]",
     ) -> None: ...
 
     @overload
@@ -392,6 +393,8 @@ def _changed(value: T, change: Callable[[T], T] | Mapping[str, Any]) -> T:
         changed = {**value, **change}
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         changed = dataclasses.replace(value, **change)
+    elif hasattr(value, "__replace__"):  # what models have for copy.replace
+        changed = value.__replace__(**change)
     else:
         raise InvalidArgument(
             f"fields of {value.__class__.__name__} cannot be given new values: give a function"

@@ -11,11 +11,12 @@ one that began last goes on, and the other meets a `Conflict`.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from kvorum.entry import Entry, IndexEntry, Page
-from kvorum.errors import Conflict, UniqueViolation
+from kvorum.errors import Conflict, DeadlineExceeded, UniqueViolation
 from kvorum.patterns.catalog import Catalog
 from kvorum.patterns.indexes import Place, Schema
 
@@ -46,8 +47,9 @@ class Reindexed:
     seen: int
     """Records looked at, those of a crashed run before this one included."""
 
-    total: int
-    """Records that there were when this run began."""
+    total: int | None
+    """Records that there were when this run began; None if they are too many to be counted in
+    the time that a call may take."""
 
     changed: int
     """Records that had other index entries than they should."""
@@ -87,7 +89,8 @@ class Reindexing:
         self._indexes: dict[str, Any] = {}
         """What the catalog says of them."""
         self._cursor: str | None = None
-        self._seen = self._changed = self._total = 0
+        self._seen = self._changed = 0
+        self._total: int | None = None
         self._conflicts: list[UniqueConflict] = []
         self._conflicted: set[str] = set()
         """Indexes that have conflicts; those that a crashed run has found included."""
@@ -119,10 +122,11 @@ class Reindexing:
         """Take up what a crashed run has left, if it was to do the same."""
         kv, schema = self._kv, self._schema
         await self._catalog.open(self._timeout)
-        count = await kv.list(
-            schema.prefix, limit=1, keys_only=True, count=True, timeout=self._timeout
-        )
-        self._total = count.count or 0
+        with suppress(DeadlineExceeded):
+            count = await kv.list(
+                schema.prefix, limit=1, keys_only=True, count=True, timeout=self._timeout
+            )
+            self._total = count.count
         entry = await kv.get(schema.catalog_key, type="json", timeout=self._timeout)
         if entry is not None:
             self._revision, self._indexes = entry.revision, entry.value["indexes"]
