@@ -175,7 +175,6 @@ def test_clocks_and_chance_are_read_in_named_files_only() -> None:
         CLIENT / "entry.py": "times that the store has given, and none beside them",
         CLIENT / "atomic.py": "the same",
         CLIENT / "watching.py": "the same",
-        CLIENT / "atomic.py": "the same",
         CLIENT / "loop_thread.py": "threads",
         CLIENT / "cli": "progress, waiting for processes",
         CLIENT / "keys.py": "times that callers give, as text",

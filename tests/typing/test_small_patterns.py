@@ -6,6 +6,8 @@ Nothing here is called; pytest only finds that the names exist.
 from collections.abc import AsyncIterator
 from typing import Any, assert_type
 
+from pydantic import BaseModel
+
 from kvorum import KV, Change, Entry, Page, Sum
 from kvorum.patterns import (
     BatchEntries,
@@ -23,6 +25,12 @@ from kvorum.patterns import (
     batch_get,
     batch_put,
 )
+
+
+class User(BaseModel):
+    """A value of a type that the program has."""
+
+    name: str
 
 
 async def counts_are_numbers(kv: KV) -> None:
@@ -50,6 +58,9 @@ async def values_have_the_type_of_their_place(kv: KV) -> None:
     assert_type(texts.expired(), AsyncIterator[Change[str]])
     await texts.put("a", b"bytes")  # type: ignore[arg-type]  # it keeps text
     assert_type(Expiring(kv, "t", ttl=5), Expiring[Any])
+    assert_type(Expiring(kv, "t", ttl=5, type=User), Expiring[User])
+    assert_type(await Paginator(kv, "a", type=User).page(), Page[User])
+    assert_type(await batch_get(kv, ["a"], type=User), BatchEntries[User])
     assert_type(await Paginator(kv, "a", type="bytes").page(), Page[bytes])
     assert_type(Paginator(kv, index="a").pages(), AsyncIterator[Page[Any]])
 

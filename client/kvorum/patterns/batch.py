@@ -25,7 +25,7 @@ from typing import Any, Final, Generic, Literal, TypeVar, cast, overload
 from kvorum import limits
 from kvorum.arguments import check_count
 from kvorum.atomic import Atomic
-from kvorum.codecs import Key, ValueType, codec_of, decode_key, encode_key, encode_value
+from kvorum.codecs import Key, Typed, ValueType, codec_of, decode_key, encode_key, encode_value
 from kvorum.durations import Duration
 from kvorum.entry import Entry, IndexEntry
 from kvorum.errors import (
@@ -147,6 +147,12 @@ async def batch_get(
 async def batch_get(
     kv: KV, keys: Iterable[Key], *, type: Literal["bytes"], timeout: float | None = None
 ) -> BatchEntries[bytes]: ...
+
+
+@overload
+async def batch_get(
+    kv: KV, keys: Iterable[Key], *, type: Typed[T], timeout: float | None = None
+) -> BatchEntries[T]: ...
 
 
 @overload

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Generic, Literal, TypeVar, overload
 
 from kvorum import keys
-from kvorum.codecs import Codec, ValueType, codec_of
+from kvorum.codecs import Codec, Typed, ValueType, codec_of
 from kvorum.durations import Duration, encode_ttl
 from kvorum.entry import Entry
 from kvorum.errors import InvalidArgument
@@ -42,6 +42,11 @@ class Expiring(Generic[T]):
     @overload
     def __init__(
         self: "Expiring[bytes]", kv: KV, name: str, *, ttl: Duration, type: Literal["bytes"]
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: "Expiring[T]", kv: KV, name: str, *, ttl: Duration, type: Typed[T]
     ) -> None: ...
 
     @overload

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Final, Generic, Literal, TypeVar, overload
 
 from kvorum.arguments import check_limit
-from kvorum.codecs import Codec, ValueType, codec_of
+from kvorum.codecs import Codec, Typed, ValueType, codec_of
 from kvorum.entry import Page
 from kvorum.errors import InvalidArgument
 from kvorum.kv import KV
@@ -65,6 +65,21 @@ class Paginator(Generic[T]):
         snapshot: bool = False,
         reverse: bool = False,
         type: Literal["bytes"],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: "Paginator[T]",
+        kv: KV,
+        prefix: str = "",
+        *,
+        index: str | None = None,
+        value: str | None = None,
+        page_size: int | None = None,
+        max_page_size: int = DEFAULT_MAX_PAGE_SIZE,
+        snapshot: bool = False,
+        reverse: bool = False,
+        type: Typed[T],
     ) -> None: ...
 
     @overload
