@@ -29,24 +29,22 @@ async def measure(kv: KV, pages: int, size: int) -> Table:
     for column in ("page", "live ms", "snapshot ms"):
         table.add_column(column, justify="right")
     looked_at = sorted({1, 10, pages // 10, pages // 2, pages} - {0})
-    columns: list[list[float]] = []
+    readings: list[tuple[Paginator[object], str | None]] = []
     for snapshot in (False, True):
         paginator = Paginator(kv, "item:", page_size=size, max_page_size=size, snapshot=snapshot)
         cursors: list[str | None] = [None]
         cursors += [page.cursor async for page in paginator.pages()]
-        columns.append([await _median_ms(paginator, cursors[number - 1]) for number in looked_at])
-    for number, live, frozen in zip(looked_at, *columns, strict=True):
+        readings += [(paginator, cursors[number - 1]) for number in looked_at]
+    took: list[list[float]] = [[] for _ in readings]
+    for _ in range(REPEATS):  # in turn, so that a busy moment meets them all
+        for (paginator, cursor), times in zip(readings, took, strict=True):
+            started = time.perf_counter()
+            await paginator.page(cursor)
+            times.append(time.perf_counter() - started)
+    medians = [median(times) * 1000 for times in took]
+    for number, live, frozen in zip(looked_at, medians, medians[len(looked_at) :], strict=False):
         table.add_row(f"{number:,}", f"{live:.2f}", f"{frozen:.2f}")
     return table
-
-
-async def _median_ms(paginator: Paginator[object], cursor: str | None) -> float:
-    took = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        await paginator.page(cursor)
-        took.append(time.perf_counter() - started)
-    return median(took) * 1000
 
 
 async def bench(keys: int, size: int) -> Table:
