@@ -193,6 +193,8 @@ async def caches_have_the_type_of_their_values(kv: KV) -> None:
     assert_type(texts, Cache[str])
     assert_type(Cache(kv, "raw", ttl=timedelta(hours=1), type="bytes"), Cache[bytes])
     assert_type(Cache(kv, "pages", ttl=300), Cache[Any])
+    assert_type(Cache(kv, "users", ttl=300, type=User), Cache[User])
+    assert_type(Cache(kv, "names", ttl=300, type=NAMES), Cache[list[str]])
     assert_type(await texts.get("a"), str | None)
     assert_type(await texts.get("a", 1), str | int)
     assert_type(await texts.set("a", "b", tags=["t"]), bool)

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Final, Generic, Literal, ParamSpec, Self, TypeVar, cast, overload
 
 from kvorum import keys
-from kvorum.codecs import ValueType
+from kvorum.codecs import Typed, ValueType
 from kvorum.durations import Duration, encode_duration, to_seconds
 from kvorum.errors import Conflict, InvalidArgument, LimitExceeded
 from kvorum.kv import KV
@@ -101,6 +101,18 @@ class Cache(Generic[T]):
         max_ttl: Duration = DEFAULT_MAX_TTL_SECONDS,
         lease: Duration = DEFAULT_LEASE_SECONDS,
         type: Literal["bytes"],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: "Cache[T]",
+        kv: KV,
+        name: str,
+        *,
+        ttl: Duration,
+        max_ttl: Duration = DEFAULT_MAX_TTL_SECONDS,
+        lease: Duration = DEFAULT_LEASE_SECONDS,
+        type: Typed[T],
     ) -> None: ...
 
     @overload
