@@ -205,7 +205,10 @@ async def caches_have_the_type_of_their_values(kv: KV) -> None:
         async with attempt as txn:
             texts.invalidate_in(txn, "t")
 
-    @Cache(kv, "users", ttl=300).cached(key=lambda user: f"user:{user}", tags=["users"])
+    def key_of(number: int) -> str:
+        return f"user:{number}"
+
+    @Cache(kv, "users", ttl=300).cached(key=key_of, tags=["users"])
     async def user(number: int) -> dict[str, str]:
         return {"name": str(number)}
 
