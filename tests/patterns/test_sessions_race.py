@@ -7,7 +7,6 @@ session and puts it back, is here too: it brings sessions back, each time.
 import asyncio
 from collections.abc import Awaitable, Iterator
 from contextlib import AsyncExitStack, suppress
-from pathlib import Path
 
 import pytest
 
@@ -28,16 +27,18 @@ AT_ONCE = 50
 CONTROLS = 50
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
-    local = LocalCluster(tmp_path / "cluster")
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """Three nodes; a test leaves them running."""
+    directory = tmp_path_factory.mktemp("race")
+    local = LocalCluster(directory / "cluster")
     try:
         asyncio.run(local.up(nodes=3, base_port=0, flags=FLAGS))
         yield local
     finally:
         with suppress(NoClusterHere):
             local.kill_all()
-        assert nodes_of(tmp_path) == []
+        assert nodes_of(directory) == []
 
 
 async def open_all(cluster: LocalCluster, stack: AsyncExitStack) -> list[KV]:

@@ -107,7 +107,7 @@ class SessionStore:
     and neither do errors and reprs.
 
     Cost in round trips: 1 each, and one write; `get` writes nothing; `refresh` 1, and 2 when it
-    writes; `update` and `rotate` 2; `of_user` 2; `destroy_all` 2 for 100 sessions, and 1.
+    writes; `update` and `rotate` 2; `of_user` 2; `destroy_all` 2 for 100 sessions.
 
     `ttl` is how long a session lives without a refresh, `lifetime` how long at most; seconds, or
     a timedelta. A session keeps those that it was created with.
@@ -275,9 +275,8 @@ class SessionStore:
     async def destroy_all(self, user: str, *, timeout: float | None = None) -> int:
         """End all sessions of a user, and return how many they were.
 
-        All that there are when it begins, rotated meanwhile or not. It ends once it has found
-        none, so that those which are created meanwhile go too. `timeout` is that of each round
-        trip.
+        All that there are when it begins, rotated meanwhile or not, as they keep their ids; of
+        those that are created meanwhile, some or none. `timeout` is that of each round trip.
         """
         destroyed = 0
         while True:
@@ -293,8 +292,10 @@ class SessionStore:
             atomic = self._kv.atomic()
             for entry in page:
                 atomic.delete_range(self._prefix(_id_in(entry.key)))
-            removed = (await atomic.commit(timeout=timeout)).results
+            removed: tuple[int, ...] = (await atomic.commit(timeout=timeout)).results
             destroyed += sum(count > 0 for count in removed)
+            if page.complete:
+                return destroyed
 
     async def of_user(
         self,
