@@ -37,6 +37,11 @@ from kvorum.patterns.counter import Count as Count
 from kvorum.patterns.counter import Counter as Counter
 from kvorum.patterns.counter import ShardedCounter as ShardedCounter
 from kvorum.patterns.expiring import Expiring as Expiring
+from kvorum.patterns.flag_rules import Context as Context
+from kvorum.patterns.flag_rules import Flag as Flag
+from kvorum.patterns.flag_rules import Reason as Reason
+from kvorum.patterns.flags import Explanation as Explanation
+from kvorum.patterns.flags import FeatureFlags as FeatureFlags
 from kvorum.patterns.indexes import Index as Index
 from kvorum.patterns.indexes import Unique as Unique
 from kvorum.patterns.pagination import Paginator as Paginator
@@ -58,10 +63,14 @@ __all__ = [
     "Cache",
     "CacheStatistics",
     "Collection",
+    "Context",
     "Count",
     "Counter",
     "Difference",
     "Expiring",
+    "Explanation",
+    "FeatureFlags",
+    "Flag",
     "Index",
     "ItemResult",
     "Paginator",
@@ -70,6 +79,7 @@ __all__ = [
     "RateDecisions",
     "RateLimiter",
     "RateStanding",
+    "Reason",
     "Reindexed",
     "Session",
     "SessionPage",
