@@ -279,7 +279,7 @@ class Module:
 
     def _imports(self, names: set[str]) -> Iterator[str]:
         imported: set[str] = set()
-        for node in self.tree.body:
+        for node in self._statements():
             if isinstance(node, ast.ImportFrom) and node.module:
                 for alias in node.names:
                     if (alias.asname or alias.name) in names:
@@ -294,6 +294,11 @@ class Module:
                 yield f"from {HOMES[name]} import {name}"
             elif name in self.defined and name not in self.twins and not hasattr(builtins, name):
                 yield f"from kvorum.patterns.{self.name} import {name}"
+
+    def _statements(self) -> Iterator[ast.stmt]:
+        """Those of the module, and what is imported for type checkers only."""
+        for node in self.tree.body:
+            yield from node.body if isinstance(node, ast.If) else [node]
 
     def _class(self, node: ast.ClassDef) -> str:
         bases = ", ".join(map(ast.unparse, node.bases))

@@ -13,6 +13,7 @@ import pytest
 
 from kvorum import KV, InvalidArgument, InvalidToken, KvorumError, LimitExceeded
 from kvorum.cli.local_cluster import LocalCluster
+from kvorum.codecs import BYTES
 from kvorum.patterns import sessions as module
 from kvorum.patterns.sessions import (
     MAX_SESSION_BYTES,
@@ -99,7 +100,7 @@ async def test_stores_of_two_names_do_not_meet(kv: KV, sessions: SessionStore) -
 async def test_the_type_that_the_store_was_opened_with_does_not_matter(
     kv: KV, sessions: SessionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kv, "_type", "bytes")
+    monkeypatch.setattr(kv, "_codec", BYTES)
     token, _ = await sessions.create("alice", data={"a": 1})
     assert await sessions.update(token, b=2) is not None
     token = await sessions.rotate(token) or ""

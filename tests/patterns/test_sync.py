@@ -165,3 +165,13 @@ def test_what_is_asked_when_the_thread_has_gone_has_one_of_its_own() -> None:
         assert here.run(lambda _: function()) == threading.get_ident()
         later = kv.submit(lambda _: function()).result(timeout=30)
         assert later != threading.get_ident()
+
+
+def test_flags_are_answered_in_any_thread(sync_kv: SyncKV) -> None:
+    with patterns.FeatureFlags(sync_kv) as flags:
+        flags.wait_for(flags.set("search", percentage=100))
+        with ThreadPoolExecutor(4) as threads:
+            assert list(threads.map(lambda _: flags.is_enabled("search"), range(8))) == [True] * 8
+        assert flags.staleness < 60
+        with pytest.raises(kvorum.UnknownFlag):
+            flags.is_enabled("other")

@@ -5,14 +5,18 @@ from kvorum.patterns import (
     BatchProgress,
     BatchResult,
     CacheStatistics,
+    Context,
     Count,
     Difference,
+    Explanation,
+    Flag,
     Index,
     ItemResult,
     Put,
     RateDecision,
     RateDecisions,
     RateStanding,
+    Reason,
     Reindexed,
     Session,
     SessionPage,
@@ -25,6 +29,7 @@ from kvorum.patterns.sync.cache import Cache
 from kvorum.patterns.sync.collection import Collection
 from kvorum.patterns.sync.counter import Counter, ShardedCounter
 from kvorum.patterns.sync.expiring import Expiring
+from kvorum.patterns.sync.flags import FeatureFlags
 from kvorum.patterns.sync.pagination import Paginator
 from kvorum.patterns.sync.rate_limiter import RateLimiter
 from kvorum.patterns.sync.sessions import SessionStore
@@ -36,10 +41,14 @@ __all__ = [
     "Cache",
     "CacheStatistics",
     "Collection",
+    "Context",
     "Count",
     "Counter",
     "Difference",
     "Expiring",
+    "Explanation",
+    "FeatureFlags",
+    "Flag",
     "Index",
     "ItemResult",
     "Paginator",
@@ -48,6 +57,7 @@ __all__ = [
     "RateDecisions",
     "RateLimiter",
     "RateStanding",
+    "Reason",
     "Reindexed",
     "Session",
     "SessionPage",

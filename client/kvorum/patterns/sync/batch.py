@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, overload
 
 from kvorum import SyncKV
-from kvorum.codecs import Key, ValueType
+from kvorum.codecs import Key, Typed, ValueType
 from kvorum.durations import Duration
 from kvorum.patterns import batch as waiting
 from kvorum.patterns import threads
@@ -18,6 +18,7 @@ from kvorum.patterns.batch import (
     Item,
     ItemResult,
     Put,
+    T,
 )
 
 __all__ = [
@@ -42,6 +43,12 @@ def batch_get(
 def batch_get(
     kv: SyncKV, keys: Iterable[Key], *, type: Literal["bytes"], timeout: float | None = None
 ) -> BatchEntries[bytes]: ...
+
+
+@overload
+def batch_get(
+    kv: SyncKV, keys: Iterable[Key], *, type: Typed[T], timeout: float | None = None
+) -> BatchEntries[T]: ...
 
 
 @overload

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Generic, Literal, Self, cast, overload
 
 from kvorum import SyncKV
-from kvorum.codecs import ValueType
+from kvorum.codecs import Typed, ValueType
 from kvorum.durations import Duration
 from kvorum.patterns import cache as waiting
 from kvorum.patterns import threads
@@ -51,6 +51,18 @@ class Cache(Generic[T]):
         max_ttl: Duration = DEFAULT_MAX_TTL_SECONDS,
         lease: Duration = DEFAULT_LEASE_SECONDS,
         type: Literal["bytes"],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: Cache[T],
+        kv: SyncKV,
+        name: str,
+        *,
+        ttl: Duration,
+        max_ttl: Duration = DEFAULT_MAX_TTL_SECONDS,
+        lease: Duration = DEFAULT_LEASE_SECONDS,
+        type: Typed[T],
     ) -> None: ...
 
     @overload

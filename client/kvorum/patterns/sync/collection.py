@@ -7,6 +7,7 @@ from types import EllipsisType
 from typing import Any, Generic, Literal, overload
 
 from kvorum import SyncKV
+from kvorum.codecs import Typed
 from kvorum.durations import Duration
 from kvorum.entry import Entry, IndexEntry, Page
 from kvorum.limits import DEFAULT_PAGE_RECORDS
@@ -39,7 +40,7 @@ class Collection(Generic[T]):
         name: str,
         *,
         indexes: Mapping[str, Index] = ...,
-        type: type[T],
+        type: Typed[T],
     ) -> None: ...
 
     @overload

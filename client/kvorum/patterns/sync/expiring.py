@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Generic, Literal, overload
 
 from kvorum import SyncKV
-from kvorum.codecs import ValueType
+from kvorum.codecs import Typed, ValueType
 from kvorum.durations import Duration
 from kvorum.entry import Entry
 from kvorum.patterns import expiring as waiting
@@ -28,6 +28,11 @@ class Expiring(Generic[T]):
     @overload
     def __init__(
         self: Expiring[bytes], kv: SyncKV, name: str, *, ttl: Duration, type: Literal["bytes"]
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: Expiring[T], kv: SyncKV, name: str, *, ttl: Duration, type: Typed[T]
     ) -> None: ...
 
     @overload

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Generic, Literal, overload
 
 from kvorum import SyncKV
-from kvorum.codecs import ValueType
+from kvorum.codecs import Typed, ValueType
 from kvorum.entry import Page
 from kvorum.patterns import pagination as waiting
 from kvorum.patterns import threads
@@ -46,6 +46,21 @@ class Paginator(Generic[T]):
         snapshot: bool = False,
         reverse: bool = False,
         type: Literal["bytes"],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: Paginator[T],
+        kv: SyncKV,
+        prefix: str = "",
+        *,
+        index: str | None = None,
+        value: str | None = None,
+        page_size: int | None = None,
+        max_page_size: int = DEFAULT_MAX_PAGE_SIZE,
+        snapshot: bool = False,
+        reverse: bool = False,
+        type: Typed[T],
     ) -> None: ...
 
     @overload
