@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, overload
 
+from kvorum.codecs import Typed
 from kvorum.durations import Duration
 from kvorum.entry import Entry, IndexEntry, Page
 from kvorum.errors import Conflict, InvalidArgument, UniqueViolation
@@ -32,7 +33,6 @@ from kvorum.patterns.indexes import Index, IndexValue, Schema
 from kvorum.patterns.reindexing import Difference, Progress, Reindexed, Reindexing, differences
 
 if TYPE_CHECKING:
-    from kvorum.codecs import Typed
     from kvorum.kv import KV
     from kvorum.transaction import Transaction
 
@@ -80,7 +80,7 @@ class Collection(Generic[T]):
         name: str,
         *,
         indexes: Mapping[str, Index] = ...,
-        type: "Typed[T]",
+        type: Typed[T],
     ) -> None: ...
 
     @overload
