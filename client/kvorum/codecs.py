@@ -213,18 +213,21 @@ def _plain(value: Any) -> Any:
     return model.to_plain(value)
 
 
+_SEQUENCES: Final = (list, tuple)
+
+
 def _check_keys(value: Any) -> None:
     """json makes text of other keys, without a word, and msgpack does not read them again."""
-    waiting = [value]
+    waiting: list[Iterable[Any]] = [(value,)]
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, dict):
-            for key in one:
-                if not isinstance(key, str):
-                    raise Unfit(f"the keys of a dict are str, not {key.__class__.__name__}")
-            waiting.extend(one.values())
-        elif isinstance(one, list | tuple):
-            waiting.extend(one)
+        for one in waiting.pop():
+            if isinstance(one, dict):
+                for key in one:
+                    if not isinstance(key, str):
+                        raise Unfit(f"the keys of a dict are str, not {key.__class__.__name__}")
+                waiting.append(one.values())
+            elif isinstance(one, _SEQUENCES):
+                waiting.append(one)
 
 
 _write_json = json.JSONEncoder(
