@@ -106,7 +106,7 @@ async def test_what_is_wrong_is_refused_before_anything_is_computed(kv: KV) -> N
 
 async def test_as_many_tags_as_there_is_room_for(kv: KV) -> None:
     pages, source = Cache(kv, "pages", ttl=300), Source()
-    tags = [f"{number:04}" for number in range(140)]
+    tags = [f"{number:04}" for number in range(150)]
     await pages.get_or_compute("a", source.compute, tags=tags)
     assert await pages.get("a") == 1
     await pages.invalidate(tags[77])
