@@ -1,10 +1,20 @@
-"""How this library connects: the one place that knows gRPC's channel options."""
+"""How this library connects: the one place that knows gRPC's channel options.
 
+And what a fork does to gRPC: the child has none of its threads, but shares what they poll, so
+that a child which uses it can stop both processes. So a child does not connect if gRPC was
+running when it was forked. Once the last channel and its last stream are freed, it runs no more,
+and a fork is safe. Therefore nothing that is closed, and no error, may keep one of them.
+"""
+
+import os
+import threading
 from collections.abc import Sequence
+from weakref import WeakSet
 
 import grpc.aio
 
 from kvorum import limits
+from kvorum.errors import Closed
 
 _OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_send_message_length", limits.MAX_MESSAGE_BYTES),
@@ -29,7 +39,39 @@ _OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.enable_retries", 0),
 )
 
+_channels: WeakSet[grpc.aio.Channel] = WeakSet()
+_inherited: list[grpc.aio.Channel] = []
+"""Those of the process that this one was forked from. They are kept: to free one is to use gRPC."""
+_was_running = False
+"""At the last fork: also for a stream that somebody still keeps, or for another library."""
+_is_lost = False
+"""gRPC was running when this process was forked."""
+
+
+def _before_fork() -> None:
+    global _was_running  # noqa: PLW0603 - the child has no threads that it could count
+    _was_running = any(one.name.endswith("(_poll_wrapper)") for one in threading.enumerate())
+
+
+def _in_child() -> None:
+    global _is_lost  # noqa: PLW0603 - it is a fact of the process
+    _inherited.extend(_channels)
+    _is_lost = _is_lost or _was_running or bool(_inherited)
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_in_child)
+
 
 def connect(address: str) -> grpc.aio.Channel:
-    """Return a channel to host:port; it connects when it is first used."""
-    return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    """Return a channel to host:port; it connects when it is first used.
+
+    Raises `Closed` in a process that was forked from one with channels.
+    """
+    if _is_lost:
+        raise Closed(
+            "the process that this one was forked from had a connection open, and gRPC does not"
+            " survive that: open stores after the fork, or close them before it"
+        )
+    channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+    _channels.add(channel)
+    return channel

@@ -405,7 +405,7 @@ class DeadlineExceeded(KvorumError, TimeoutError):
 
 
 class Closed(KvorumError):
-    """The store was closed before or while the call was made."""
+    """The store was closed before or while the call was made, or a fork has left it behind."""
 
     def __init__(self, message: str, *, maybe_applied: bool = False) -> None:
         super().__init__(message)

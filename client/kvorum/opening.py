@@ -76,7 +76,8 @@ def open(
 
     `timeout`, in seconds, and `type`, as for the calls of `KV`, are what calls use
     that do not say otherwise. Opening a cluster does not wait for it: the
-    first call does. Raises `InvalidTarget`, and for a directory `StorageError`. A store in a
+    first call does. Raises `InvalidTarget`, `Closed` for a cluster if a fork has left gRPC
+    unusable, and for a directory `StorageError`. A store in a
     directory refuses writes with `QuotaExceeded` while its disk has less than 256 MiB left.
     """
     return Opening(parse_target(target), check_timeout(timeout), codec_of(type))

@@ -130,7 +130,7 @@ class Session:
             while isinstance(response := await self._stream.read(), SessionResponse):
                 self._hear(response)
         except grpc.aio.AioRpcError as error:
-            cause = error
+            cause = error.with_traceback(None)  # which would keep the stream (channels.py)
         finally:
             if self._timer is not None:
                 self._timer.cancel()
