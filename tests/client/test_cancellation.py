@@ -19,6 +19,7 @@ def is_empty(kv: KV) -> bool:
         or backend._unnumbered
         or backend._waiting
         or backend._delayed
+        or backend._held_back
         or any(backend._deadlines._buckets.values())
         or any(session.unsent or session.in_flight for session in backend._sessions)
     )

@@ -4,6 +4,7 @@
     session.py     one stream to one node
     parts.py       large calls and replies on it
     leadership.py  who leads, as far as nodes have said
+    retries.py     how often calls are repeated that a cluster refuses
     window.py      the numbers of writes, by which the store applies each of them once
     embedded.py    a store in this process
     pending.py     a call until it is answered, and its deadline
@@ -14,10 +15,14 @@ The two speak the same messages and run the same state machine; nothing above
 this seam knows which one it has.
 """
 
+import logging
 from typing import Protocol
 
 from kvorumpb.v1.kv_pb2 import Call, Reply
 from kvorumpb.v1.watch_pb2 import BeginWatch, Changes, Progress
+
+# A program that sets up no logging is not written to.
+logging.getLogger("kvorum").addHandler(logging.NullHandler())
 
 
 class Feed(Protocol):

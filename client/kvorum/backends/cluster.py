@@ -22,11 +22,16 @@ waits for that. Two things are left to a caller who wants to know:
   `OutcomeUnknown` for what was sent before and may have been applied then. What was not,
   is sent anew by a new client.
 
+What a node refuses, and what was lost twice, is repeated within a budget that all calls share
+(`retries.py`). Nothing is sent to two nodes for the sake of speed, a write least of all: a call
+is on one stream at a time. Only a read leaves a stream that still owes its answer.
+
 A read that may be stale goes to whoever answers, the leader or not: mostly the leader, as
 its stream is there. A node that is too far behind for it sends it on to the leader.
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import Iterable
 from itertools import count
@@ -36,6 +41,7 @@ import grpc.aio
 
 from kvorum.backends.leadership import LeaderView
 from kvorum.backends.pending import Deadlines, PendingCall, Registration
+from kvorum.backends.retries import RETRIES_PER_SECOND, RetryBudget, backoff_seconds, jitter
 from kvorum.backends.session import Session
 from kvorum.backends.watching import ClusterFeed, ClusterWatches
 from kvorum.backends.window import Window
@@ -66,13 +72,8 @@ PATIENCE_SECONDS: Final = 0.5
 GRACE_SECONDS: Final = 1.0
 """How long a former leader that still answers may take over the writes it was sent: the new one
 knows of them, but may not keep all of what they returned."""
-MIN_BACKOFF_SECONDS: Final = 0.01
-MAX_BACKOFF_SECONDS: Final = 0.2
 
-
-def _jitter(seconds: float) -> float:
-    """Spread clients that were set off by the same event."""
-    return seconds * random.uniform(0.75, 1.25)  # noqa: S311 - nothing depends on its secrecy
+logger = logging.getLogger("kvorum.client")
 
 
 class _Node:
@@ -114,6 +115,8 @@ class ClusterBackend:
         self._nodes = {address: _Node(address) for address in names}
         self._view = LeaderView()
         self._leader: Session | None = None
+        self._led_at = ""
+        """The address that calls went to last."""
         self._proven: Session | None = None
         """Led when it was asked, whatever address the nodes give for the leader."""
         self._sessions: dict[Session, asyncio.Task[None]] = {}
@@ -125,6 +128,11 @@ class ClusterBackend:
         """Writes that wait for a window, or for room in it."""
         self._waiting: dict[int, PendingCall] = {}
         self._delayed: dict[int, PendingCall] = {}
+        self._held_back: dict[int, PendingCall] = {}
+        """Repetitions that wait for the budget."""
+        self._budget = RetryBudget(self._loop.time())
+        self._is_warned = False
+        """The log has that repetitions are held back."""
         self._deadlines = Deadlines(self._loop, self._expire)
         self._pace: asyncio.TimerHandle | None = None
         self._stagger: asyncio.TimerHandle | None = None
@@ -172,7 +180,10 @@ class ClusterBackend:
             session.abort()
         if self._sessions:
             await asyncio.wait(self._sessions.values())
-        for node in self._nodes.values():
+        # Nothing of gRPC is kept: while there is anything, the process cannot fork (channels.py).
+        self._leader = self._proven = self._last_failure = None
+        while self._nodes:
+            _, node = self._nodes.popitem()
             await node.channel.close()
 
     # What the sessions say.
@@ -195,11 +206,16 @@ class ClusterBackend:
         if self._leader is None and not pending.anywhere:
             self._prove(session)
         pending.succeed(reply)
+        self._on_answer()
+
+    def _on_answer(self) -> None:
+        self._budget.reward()
+        if self._held_back:
+            self._release()
 
     def _on_error(self, session: Session, pending: PendingCall, reply: Reply) -> None:
         is_write = pending.is_write
         error = from_status(reply.error, write=is_write)
-        self._last_failure = error
         match error:
             case NotLeader() | NoLeader() | ShuttingDown():
                 self._refuse(session, error)
@@ -220,11 +236,16 @@ class ClusterBackend:
             case ClientForgotten():
                 self._on_forgotten(pending, error)
             case _:
+                # An answer, and of nobody's concern but the caller's: it may name keys and values.
                 pending.fail(error)
+                self._on_answer()
+                return
+        self._last_failure = error
 
     def _on_forgotten(self, pending: PendingCall, error: ClientForgotten) -> None:
         """The store does not know the client: a new one goes on with what was not applied."""
         if pending.window is self._window:
+            logger.warning("the store has forgotten this client, which goes on as a new one")
             self._window = None
             if self._unnumbered:
                 self._register()
@@ -331,22 +352,37 @@ class ClusterBackend:
         pending.sent = False
         pending.move(self._waiting, next(self._ids))
 
-    def _repeat_later(self, pending: PendingCall, delay: float | None) -> None:
-        backoff = MIN_BACKOFF_SECONDS * 2 ** min(pending.attempts, 10)
+    def _repeat_later(self, pending: PendingCall, asked_seconds: float | None) -> None:
+        delay = backoff_seconds(pending.attempts, asked_seconds)
         pending.attempts += 1
         pending.sent = False
         pending.move(self._delayed, next(self._ids))
-        delay = _jitter(max(min(backoff, MAX_BACKOFF_SECONDS), delay or 0.0))
         self._loop.call_later(delay, self._resume, pending)
 
     def _resume(self, pending: PendingCall) -> None:
         if pending.home is self._delayed:
-            self._route(pending)
+            pending.move(self._held_back, next(self._ids))
+            self._release()
+
+    def _release(self) -> None:
+        """Repeat as many calls as the budget allows, those that wait longest first."""
+        now = self._loop.time()
+        while self._held_back and self._budget.take(now):
+            self._route(next(iter(self._held_back.values())))
+        if self._held_back and not self._is_warned:
+            logger.warning(
+                "the cluster refuses calls%s: no more than %d a second are repeated, and one for"
+                " each that is answered",
+                _because(self._last_failure),
+                RETRIES_PER_SECOND,
+            )
+        self._is_warned = bool(self._held_back) or (self._is_warned and not self._budget.is_full)
 
     def _keep_pace(self) -> None:
         if self._calls or self._registration is not None:
-            self._pace = self._loop.call_later(_jitter(PACE_SECONDS), self._keep_pace)
+            self._pace = self._loop.call_later(jitter(PACE_SECONDS), self._keep_pace)
             self._steer()
+            self._release()
         else:
             self._pace = None
 
@@ -361,6 +397,9 @@ class ClusterBackend:
             self._let_anybody_read()
             self._probe(now)
             return
+        if self._leader.address != self._led_at:
+            self._led_at = self._leader.address
+            logger.info("calls go to %s: %s", self._led_at, str(self._view))
         if self._leader.silent_for() > PATIENCE_SECONDS:
             self._ask_all(now)
             self._let_anybody_read()
@@ -455,13 +494,21 @@ class ClusterBackend:
         self._heard_at = max(self._heard_at, session.heard_at)
         if cause is not None:
             self._last_failure = cause
+            if session.is_open:
+                logger.warning("lost the connection to %s%s", node.address, _because(cause))
+            elif not node.failed:
+                logger.warning("cannot reach %s%s", node.address, _because(cause))
             node.failed = not session.is_open
             # Counted from the attempt: after a stream that lasted, the next one follows at once.
-            node.retry_at = node.asked_at + _jitter(PACE_SECONDS)
-        self._take_back(session)
+            node.retry_at = node.asked_at + jitter(PACE_SECONDS)
         for pending in tuple(session.in_flight.values()):
-            pending.lost = True
-            self._repeat(pending)
+            if pending.lost:
+                # It may be what breaks the streams, or the node breaks all of them.
+                self._repeat_later(pending, None)
+            else:
+                pending.lost = True
+                self._repeat(pending)
+        self._take_back(session)
         self._steer()
 
     def _retire_others(self, leader: Session) -> None:
@@ -497,6 +544,7 @@ class ClusterBackend:
                 f"asked {nodes}{_because(cause)}",
                 nodes=tuple(self._nodes),
             )
+        logger.debug("gave up a %s: %s", pending.call.WhichOneof("request"), error)
         pending.fail(error, cause)
 
 

@@ -15,6 +15,7 @@ Rules:
 """
 
 import asyncio
+import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
@@ -55,6 +56,8 @@ _NOT_WORTH_A_RETRY: Final = frozenset(
 )
 _NO_KEY: Final = b"\0"
 """Some key has to be read to learn the revision."""
+
+logger = logging.getLogger("kvorum.client")
 
 
 class ClusterWatches:
@@ -166,9 +169,10 @@ class ClusterFeed:
         """Let whoever waits, and whoever asks later, have the error."""
         self._fail(error)
         self._heard.clear()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
 
     async def _wait_begun(self) -> int:
         while self._begun is None:
@@ -205,6 +209,7 @@ class ClusterFeed:
             while True:
                 address = self._watches.choose(self._tried)
                 self._last_failure = await self._follow(address, self._position)
+                logger.debug("a watch leaves %s (%s)", address, self._last_failure)
                 self._tried.add(address)
                 await self._pause()
         except KvorumError as error:
@@ -262,6 +267,7 @@ class ClusterFeed:
             return error
         finally:
             stream.cancel()
+            del stream  # an error that is kept has this frame in its traceback (channels.py)
 
     def _hear(self, response: WatchResponse, assembly: Assembly) -> None:
         for update in response.updates:
