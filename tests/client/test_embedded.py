@@ -10,8 +10,12 @@ import kvorum
 from kvorum import (
     KV,
     Closed,
+    OutcomeUnknown,
+    StorageError,
     limits,
 )
+from kvorum.backends.embedded import EmbeddedBackend
+from kvorumpb.v1.kv_pb2 import Call, Reply
 
 
 @pytest.fixture(params=["memory", "directory"])
@@ -71,3 +75,28 @@ async def test_close_settles_calls_and_refuses_others() -> None:
         await kv.get("a")
     left = asyncio.all_tasks() - before
     assert left == set()
+
+
+async def test_a_store_that_fails_leaves_writes_in_doubt_and_no_caller_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with kvorum.open("memory:") as kv:
+        backend = kv._backend
+        assert isinstance(backend, EmbeddedBackend)
+
+        async def fail(calls: list[Call]) -> list[Reply]:
+            raise OSError("the disk is gone")
+
+        monkeypatch.setattr(backend._node, "execute", fail)
+        with pytest.raises(OutcomeUnknown, match="the disk is gone"):
+            await kv.put("a", 1)
+        with pytest.raises(StorageError, match="the disk is gone"):
+            await kv.get("a")
+
+
+async def test_a_closed_store_refuses_watches() -> None:
+    kv = await kvorum.open("memory:")
+    watch = kv.watch("a")
+    await kv.close()
+    with pytest.raises(Closed):
+        await anext(watch)

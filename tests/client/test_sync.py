@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,9 +30,12 @@ from kvorum import (
     Transaction,
     Watch,
 )
+from kvorum.backends import session
 from kvorum.loop_thread import LoopThread
-from tests.client.conftest import Nodes, target_of
+from tests.client.conftest import Nodes, backend_of, target_of
+from tests.client.test_cluster import silent
 from tests.support.eventually import eventually
+from tests.support.fake_server import succeed
 
 TWINS = [
     (KV, SyncKV),
@@ -136,6 +139,56 @@ async def test_threads_share_one_stream(nodes: Nodes) -> None:
     await eventually(lambda: not thread.is_alive())
     assert len(n1.calls) == 50
     assert n1.sessions_opened == 1
+
+
+def in_threads(work: Callable[[int], object], threads: int) -> threading.Thread:
+    """Run it in so many threads at once, beside the loop of this test."""
+
+    def run() -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, range(threads)))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+async def test_calls_of_64_threads_share_messages(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of a Flask or Django process: while one is under way, the others gather."""
+    monkeypatch.setattr(session, "SEND_INTERVAL_SECONDS", 60.0)
+    n1, _, _ = nodes
+    kv = await asyncio.to_thread(kvorum.open_sync, target_of(*nodes))
+    backend = backend_of(kv._kv)
+    await asyncio.to_thread(kv.put, "warm", 1)
+    n1.script = silent
+    n1.messages.clear()
+    first = in_threads(lambda _: kv.get("first"), 1)
+    await eventually(lambda: n1.messages)
+    others = in_threads(lambda i: kv.put(f"k{i}", i), 64)
+    await eventually(lambda: len(backend._calls) == 65)
+    n1.script = succeed
+    n1.answer(n1.calls[-1])
+    await eventually(lambda: not (first.is_alive() or others.is_alive()))
+    assert [len(message.calls) for message in n1.messages] == [1, 64]
+    assert n1.sessions_opened == 1
+    await asyncio.to_thread(kv.close)
+
+
+async def test_threads_that_call_all_the_time_share_messages(nodes: Nodes) -> None:
+    n1, _, _ = nodes
+    kv = await asyncio.to_thread(kvorum.open_sync, target_of(*nodes))
+
+    def write(thread: int) -> None:
+        for index in range(20):
+            kv.put(f"{thread}:{index}", index)
+
+    writing = in_threads(write, 64)
+    await eventually(lambda: not writing.is_alive())
+    assert len(n1.calls) == 64 * 20
+    assert len(n1.messages) <= len(n1.calls) / 4
+    await asyncio.to_thread(kv.close)
 
 
 def test_close_ends_the_thread_and_may_be_repeated() -> None:

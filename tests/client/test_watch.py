@@ -18,6 +18,7 @@ from kvorum import (
     DecodeError,
     FutureRevision,
     InvalidArgument,
+    KvorumError,
     LimitExceeded,
     NoNodeReachable,
     ShuttingDown,
@@ -25,6 +26,7 @@ from kvorum import (
     Watch,
     limits,
 )
+from kvorum.backends import watching
 from kvorumpb.v1.kv_pb2 import Call, Reply
 from kvorumpb.v1.watch_pb2 import BeginWatch
 from kvorumpb.v1.watch_pb2 import Change as WireChange
@@ -489,6 +491,15 @@ async def test_other_errors_are_told(nodes: Nodes, cluster: KV) -> None:
         node.watch_script = lambda _: [InvalidArgument("unheard of")]
     with pytest.raises(InvalidArgument, match="unheard of"):
         await soon(cluster.watch(since=5).begin())
+
+
+async def test_whatever_fails_nobody_waits_for_ever(
+    nodes: Nodes, cluster: KV, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching.ClusterWatches, "choose", lambda self, tried: 1 / 0)
+    with pytest.raises(KvorumError, match="the watch failed: division by zero") as caught:
+        await anext(cluster.watch("a", since=1))
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 async def test_no_node_is_there() -> None:
