@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 SOURCES := client node tests deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-newest chaos check format proto sync sim sim-mutants model bench docs lock clean
+.PHONY: help setup demo test coverage test-newest chaos check format proto sync sim sim-mutants model bench docs lock clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -31,6 +31,12 @@ PYTEST_OPTIONS := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reord
 
 test: setup  ## Run all tests, by WORKERS=2 processes
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+coverage: setup  ## Measure the branches of the client library, and fail below 95 %
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS) --quiet --cov --cov-report=term --cov-report=json:.coverage.json \
+		tests/client tests/patterns
+	@$(BIN)/python -c 'import json; covered = json.load(open(".coverage.json"))["totals"]["percent_branches_covered"]; \
+		print(f"branches alone: {covered:.1f} %"); raise SystemExit(covered < 95)'
 
 test-newest:  ## Run all tests with the newest versions of everything, in an environment of its own
 	$(PYTHON) -m venv --clear .venv-newest
@@ -89,5 +95,5 @@ lock: ## Write constraints.txt anew, with the newest versions that the ranges al
 	rm -rf .venv-lock
 
 clean:  ## Remove the environments and what the tools cache
-	rm -rf .venv .venv-newest .venv-lock .site dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-newest .venv-lock .site dist .mypy_cache .ruff_cache .pytest_cache .coverage*
 	find client node proto tests -name __pycache__ -prune -exec rm -rf {} +
