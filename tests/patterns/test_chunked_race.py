@@ -15,9 +15,8 @@ CHUNK_BYTES = 64 * 1024
 CHUNKS = 5
 WRITERS = 2
 READERS = 4
-KILLS = 2
 READS = 20
-"""Until a kill, and after it, of all readers together."""
+"""Before the kill, after it, and after the restart, of all readers together."""
 
 
 def version(number: int) -> bytes:
@@ -25,7 +24,7 @@ def version(number: int) -> bytes:
     return bytes([number % 256]) * (CHUNK_BYTES * CHUNKS)
 
 
-async def test_no_reader_sees_a_mix_while_leaders_are_killed(mortal_cluster: LocalCluster) -> None:
+async def test_no_reader_sees_a_mix_while_a_leader_is_killed(mortal_cluster: LocalCluster) -> None:
     stopping, reads, writes = False, 0, 0
 
     async def write(kv: KV, number: int) -> None:
@@ -60,12 +59,11 @@ async def test_no_reader_sees_a_mix_while_leaders_are_killed(mortal_cluster: Loc
             for _ in range(READERS):
                 tasks.create_task(read(reader))
             await progress()
-            for _ in range(KILLS):
-                leader = await mortal_cluster.leader()
-                mortal_cluster.kill(leader)
-                await progress()
-                await mortal_cluster.restart(leader)
-                await progress()
+            leader = await mortal_cluster.leader()
+            mortal_cluster.kill(leader)
+            await progress()
+            await mortal_cluster.restart(leader)
+            await progress()
             stopping = True
         head = await chunked.head(reader, "doc")
         assert head is not None
