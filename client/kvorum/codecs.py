@@ -172,7 +172,7 @@ def decode_page(response: ListResponse, codec: Codec[Any], *, keys_only: bool) -
         complete=not response.next_page_token,
         revision=response.revision,
         count=response.count if response.HasField("count") else None,
-        at=instant(response.log_time_ms),
+        at=instant(response.now_ms),
     )
 
 

@@ -95,7 +95,7 @@ class Page(Generic[T]):
     """How many entries all pages have together, if it was asked for."""
 
     at: datetime | None = None
-    """The log time by which it was read: what is left of an `Entry.expires_at` is counted from
+    """What log time was when it was read: what is left of an `Entry.expires_at` is counted from
     here. None in an atomic call and in a transaction."""
 
     def __iter__(self) -> Iterator[Entry[T]]:

@@ -363,7 +363,7 @@ class Reader:
         if not page.records:
             return 0.0
         expire_time_ms = page.records[0].expire_time_ms
-        return to_seconds(expire_time_ms - page.log_time_ms) if expire_time_ms else None
+        return to_seconds(max(expire_time_ms - page.now_ms, 0)) if expire_time_ms else None
 
     @overload
     def watch(

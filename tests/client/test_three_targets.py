@@ -407,3 +407,17 @@ async def test_a_range_that_is_too_large_for_one_operation(kv: KV) -> None:
         await kv.delete_range("many:")
     assert await kv.delete_range("many:", limit=limits.MAX_RANGE_RECORDS) == count - 1
     assert await kv.delete_range("many:", limit=limits.MAX_RANGE_RECORDS) == 1
+
+
+async def test_the_time_that_is_left_runs_while_nothing_is_written(kv: KV) -> None:
+    await kv.put("a", 1, ttl=60)
+    first, page = await kv.ttl("a"), await kv.list("a")
+    assert first is not None
+    assert page.at is not None
+    while True:  # nobody writes, and nothing expires
+        left, later = await kv.ttl("a"), await kv.list("a")
+        assert left is not None
+        assert left <= first
+        assert later.at is not None
+        if left < first and later.at > page.at:
+            break

@@ -289,6 +289,7 @@ class Dispatcher:
         if request.count and len(self._long_lists) >= limits.MAX_LONG_LISTS:
             raise _too_many_long_lists()
         listing = self._group.machine.begin_list(request, reply.list)
+        reply.list.now_ms = max(self._group.now_ms(), self._group.machine.log_time_ms)
         if not request.count:
             if listing.step():
                 return True

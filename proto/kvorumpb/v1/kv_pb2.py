@@ -26,15 +26,15 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from kvorumpb.v1 import command_pb2 as kvorumpb_dot_v1_dot_command__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14kvorumpb/v1/kv.proto\x12\x0bkvorumpb.v1\x1a\x17google/rpc/status.proto\x1a\x19kvorumpb/v1/command.proto\"C\n\x06Origin\x12\x11\n\tclient_id\x18\x01 \x01(\x06\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x14\n\x0c\x61\x63knowledged\x18\x03 \x01(\x04\"=\n\x15RegisterClientRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\x06\"\x18\n\x16RegisterClientResponse\"\x87\x01\n\nGetRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12-\n\x0b\x63onsistency\x18\x04 \x01(\x0e\x32\x18.kvorumpb.v1.Consistency\x12\x18\n\x10max_staleness_ms\x18\x05 \x01(\x03\"Y\n\x0bGetResponse\x12#\n\x06record\x18\x01 \x01(\x0b\x32\x13.kvorumpb.v1.Record\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x13\n\x0blog_time_ms\x18\x03 \x01(\x03\"t\n\x0eIndexSelection\x12\r\n\x05index\x18\x01 \x01(\t\x12\x0f\n\x05value\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06prefix\x18\x03 \x01(\x0cH\x00\x12&\n\x05range\x18\x04 \x01(\x0b\x32\x15.kvorumpb.v1.KeyRangeH\x00\x42\x08\n\x06values\"\xdc\x02\n\x0bListRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x06prefix\x18\x02 \x01(\x0cH\x00\x12&\n\x05range\x18\x03 \x01(\x0b\x32\x15.kvorumpb.v1.KeyRangeH\x00\x12,\n\x05index\x18\x06 \x01(\x0b\x32\x1b.kvorumpb.v1.IndexSelectionH\x00\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x0f\n\x07reverse\x18\x07 \x01(\x08\x12\x11\n\tkeys_only\x18\x08 \x01(\x08\x12\r\n\x05\x63ount\x18\t \x01(\x08\x12\x10\n\x08revision\x18\n \x01(\x03\x12\x10\n\x08snapshot\x18\x0b \x01(\x08\x12-\n\x0b\x63onsistency\x18\x0c \x01(\x0e\x32\x18.kvorumpb.v1.Consistency\x12\x18\n\x10max_staleness_ms\x18\r \x01(\x03\x42\x0b\n\tselection\"\xa8\x01\n\x0cListResponse\x12$\n\x07records\x18\x01 \x03(\x0b\x32\x13.kvorumpb.v1.Record\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x12\n\x05\x63ount\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0blog_time_ms\x18\x05 \x01(\x03\x12\x14\n\x0cindex_values\x18\x06 \x03(\x0c\x42\x08\n\x06_count\"\xc4\x01\n\nPutRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\r\n\x05value\x18\x03 \x01(\x0c\x12\x0e\n\x06ttl_ms\x18\x04 \x01(\x03\x12\x10\n\x08metadata\x18\x05 \x01(\x0c\x12.\n\rindex_entries\x18\x06 \x03(\x0b\x32\x17.kvorumpb.v1.IndexEntry\x12\x10\n\x08keep_ttl\x18\x08 \x01(\x08\x12#\n\x06origin\x18\x07 \x01(\x0b\x32\x13.kvorumpb.v1.Origin\"\x1f\n\x0bPutResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\"T\n\rDeleteRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12#\n\x06origin\x18\x03 \x01(\x0b\x32\x13.kvorumpb.v1.Origin\"3\n\x0e\x44\x65leteResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x08\x12\x10\n\x08revision\x18\x02 \x01(\x03\"s\n\nTxnRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12-\n\x0btransaction\x18\x02 \x01(\x0b\x32\x18.kvorumpb.v1.Transaction\x12#\n\x06origin\x18\x03 \x01(\x0b\x32\x13.kvorumpb.v1.Origin\"=\n\x0bTxnResponse\x12.\n\x06result\x18\x01 \x01(\x0b\x32\x1e.kvorumpb.v1.TransactionResult\"W\n\x0eSessionRequest\x12 \n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x11.kvorumpb.v1.Call\x12#\n\x04part\x18\x02 \x01(\x0b\x32\x15.kvorumpb.v1.CallPart\"L\n\x08\x43\x61llPart\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x11\n\tabandoned\x18\x04 \x01(\x08\":\n\tReplyPart\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\"\xc0\x02\n\x04\x43\x61ll\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\ntimeout_ms\x18\x02 \x01(\x05\x12&\n\x03get\x18\x03 \x01(\x0b\x32\x17.kvorumpb.v1.GetRequestH\x00\x12(\n\x04list\x18\x04 \x01(\x0b\x32\x18.kvorumpb.v1.ListRequestH\x00\x12&\n\x03put\x18\x05 \x01(\x0b\x32\x17.kvorumpb.v1.PutRequestH\x00\x12,\n\x06\x64\x65lete\x18\x06 \x01(\x0b\x32\x1a.kvorumpb.v1.DeleteRequestH\x00\x12&\n\x03txn\x18\x07 \x01(\x0b\x32\x17.kvorumpb.v1.TxnRequestH\x00\x12=\n\x0fregister_client\x18\x08 \x01(\x0b\x32\".kvorumpb.v1.RegisterClientRequestH\x00\x42\t\n\x07request\"\x89\x01\n\x0fSessionResponse\x12#\n\x07replies\x18\x01 \x03(\x0b\x32\x12.kvorumpb.v1.Reply\x12+\n\nleadership\x18\x02 \x01(\x0b\x32\x17.kvorumpb.v1.Leadership\x12$\n\x04part\x18\x03 \x01(\x0b\x32\x16.kvorumpb.v1.ReplyPart\"\xd8\x02\n\x05Reply\x12\n\n\x02id\x18\x01 \x01(\x04\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\'\n\x03get\x18\x03 \x01(\x0b\x32\x18.kvorumpb.v1.GetResponseH\x00\x12)\n\x04list\x18\x04 \x01(\x0b\x32\x19.kvorumpb.v1.ListResponseH\x00\x12\'\n\x03put\x18\x05 \x01(\x0b\x32\x18.kvorumpb.v1.PutResponseH\x00\x12-\n\x06\x64\x65lete\x18\x06 \x01(\x0b\x32\x1b.kvorumpb.v1.DeleteResponseH\x00\x12\'\n\x03txn\x18\x07 \x01(\x0b\x32\x18.kvorumpb.v1.TxnResponseH\x00\x12>\n\x0fregister_client\x18\x08 \x01(\x0b\x32#.kvorumpb.v1.RegisterClientResponseH\x00\x42\t\n\x07outcome\"L\n\nLeadership\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x0e\n\x06leader\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07members\x18\x04 \x03(\t*R\n\x0b\x43onsistency\x12\x1b\n\x17\x43ONSISTENCY_UNSPECIFIED\x10\x00\x12\x10\n\x0cLINEARIZABLE\x10\x01\x12\t\n\x05LEASE\x10\x02\x12\t\n\x05STALE\x10\x03\x32\xd7\x03\n\x02KV\x12\x38\n\x03Get\x12\x17.kvorumpb.v1.GetRequest\x1a\x18.kvorumpb.v1.GetResponse\x12;\n\x04List\x12\x18.kvorumpb.v1.ListRequest\x1a\x19.kvorumpb.v1.ListResponse\x12\x38\n\x03Put\x12\x17.kvorumpb.v1.PutRequest\x1a\x18.kvorumpb.v1.PutResponse\x12\x41\n\x06\x44\x65lete\x12\x1a.kvorumpb.v1.DeleteRequest\x1a\x1b.kvorumpb.v1.DeleteResponse\x12\x38\n\x03Txn\x12\x17.kvorumpb.v1.TxnRequest\x1a\x18.kvorumpb.v1.TxnResponse\x12Y\n\x0eRegisterClient\x12\".kvorumpb.v1.RegisterClientRequest\x1a#.kvorumpb.v1.RegisterClientResponse\x12H\n\x07Session\x12\x1b.kvorumpb.v1.SessionRequest\x1a\x1c.kvorumpb.v1.SessionResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14kvorumpb/v1/kv.proto\x12\x0bkvorumpb.v1\x1a\x17google/rpc/status.proto\x1a\x19kvorumpb/v1/command.proto\"C\n\x06Origin\x12\x11\n\tclient_id\x18\x01 \x01(\x06\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x14\n\x0c\x61\x63knowledged\x18\x03 \x01(\x04\"=\n\x15RegisterClientRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x11\n\tclient_id\x18\x02 \x01(\x06\"\x18\n\x16RegisterClientResponse\"\x87\x01\n\nGetRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12-\n\x0b\x63onsistency\x18\x04 \x01(\x0e\x32\x18.kvorumpb.v1.Consistency\x12\x18\n\x10max_staleness_ms\x18\x05 \x01(\x03\"Y\n\x0bGetResponse\x12#\n\x06record\x18\x01 \x01(\x0b\x32\x13.kvorumpb.v1.Record\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x13\n\x0blog_time_ms\x18\x03 \x01(\x03\"t\n\x0eIndexSelection\x12\r\n\x05index\x18\x01 \x01(\t\x12\x0f\n\x05value\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06prefix\x18\x03 \x01(\x0cH\x00\x12&\n\x05range\x18\x04 \x01(\x0b\x32\x15.kvorumpb.v1.KeyRangeH\x00\x42\x08\n\x06values\"\xdc\x02\n\x0bListRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x06prefix\x18\x02 \x01(\x0cH\x00\x12&\n\x05range\x18\x03 \x01(\x0b\x32\x15.kvorumpb.v1.KeyRangeH\x00\x12,\n\x05index\x18\x06 \x01(\x0b\x32\x1b.kvorumpb.v1.IndexSelectionH\x00\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x0f\n\x07reverse\x18\x07 \x01(\x08\x12\x11\n\tkeys_only\x18\x08 \x01(\x08\x12\r\n\x05\x63ount\x18\t \x01(\x08\x12\x10\n\x08revision\x18\n \x01(\x03\x12\x10\n\x08snapshot\x18\x0b \x01(\x08\x12-\n\x0b\x63onsistency\x18\x0c \x01(\x0e\x32\x18.kvorumpb.v1.Consistency\x12\x18\n\x10max_staleness_ms\x18\r \x01(\x03\x42\x0b\n\tselection\"\xb8\x01\n\x0cListResponse\x12$\n\x07records\x18\x01 \x03(\x0b\x32\x13.kvorumpb.v1.Record\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x12\n\x05\x63ount\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0blog_time_ms\x18\x05 \x01(\x03\x12\x0e\n\x06now_ms\x18\x07 \x01(\x03\x12\x14\n\x0cindex_values\x18\x06 \x03(\x0c\x42\x08\n\x06_count\"\xc4\x01\n\nPutRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\r\n\x05value\x18\x03 \x01(\x0c\x12\x0e\n\x06ttl_ms\x18\x04 \x01(\x03\x12\x10\n\x08metadata\x18\x05 \x01(\x0c\x12.\n\rindex_entries\x18\x06 \x03(\x0b\x32\x17.kvorumpb.v1.IndexEntry\x12\x10\n\x08keep_ttl\x18\x08 \x01(\x08\x12#\n\x06origin\x18\x07 \x01(\x0b\x32\x13.kvorumpb.v1.Origin\"\x1f\n\x0bPutResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\"T\n\rDeleteRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12#\n\x06origin\x18\x03 \x01(\x0b\x32\x13.kvorumpb.v1.Origin\"3\n\x0e\x44\x65leteResponse\x12\x0f\n\x07\x64\x65leted\x18\x01 \x01(\x08\x12\x10\n\x08revision\x18\x02 \x01(\x03\"s\n\nTxnRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12-\n\x0btransaction\x18\x02 \x01(\x0b\x32\x18.kvorumpb.v1.Transaction\x12#\n\x06origin\x18\x03 \x01(\x0b\x32\x13.kvorumpb.v1.Origin\"=\n\x0bTxnResponse\x12.\n\x06result\x18\x01 \x01(\x0b\x32\x1e.kvorumpb.v1.TransactionResult\"W\n\x0eSessionRequest\x12 \n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x11.kvorumpb.v1.Call\x12#\n\x04part\x18\x02 \x01(\x0b\x32\x15.kvorumpb.v1.CallPart\"L\n\x08\x43\x61llPart\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x11\n\tabandoned\x18\x04 \x01(\x08\":\n\tReplyPart\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\"\xc0\x02\n\x04\x43\x61ll\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\ntimeout_ms\x18\x02 \x01(\x05\x12&\n\x03get\x18\x03 \x01(\x0b\x32\x17.kvorumpb.v1.GetRequestH\x00\x12(\n\x04list\x18\x04 \x01(\x0b\x32\x18.kvorumpb.v1.ListRequestH\x00\x12&\n\x03put\x18\x05 \x01(\x0b\x32\x17.kvorumpb.v1.PutRequestH\x00\x12,\n\x06\x64\x65lete\x18\x06 \x01(\x0b\x32\x1a.kvorumpb.v1.DeleteRequestH\x00\x12&\n\x03txn\x18\x07 \x01(\x0b\x32\x17.kvorumpb.v1.TxnRequestH\x00\x12=\n\x0fregister_client\x18\x08 \x01(\x0b\x32\".kvorumpb.v1.RegisterClientRequestH\x00\x42\t\n\x07request\"\x89\x01\n\x0fSessionResponse\x12#\n\x07replies\x18\x01 \x03(\x0b\x32\x12.kvorumpb.v1.Reply\x12+\n\nleadership\x18\x02 \x01(\x0b\x32\x17.kvorumpb.v1.Leadership\x12$\n\x04part\x18\x03 \x01(\x0b\x32\x16.kvorumpb.v1.ReplyPart\"\xd8\x02\n\x05Reply\x12\n\n\x02id\x18\x01 \x01(\x04\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x12\'\n\x03get\x18\x03 \x01(\x0b\x32\x18.kvorumpb.v1.GetResponseH\x00\x12)\n\x04list\x18\x04 \x01(\x0b\x32\x19.kvorumpb.v1.ListResponseH\x00\x12\'\n\x03put\x18\x05 \x01(\x0b\x32\x18.kvorumpb.v1.PutResponseH\x00\x12-\n\x06\x64\x65lete\x18\x06 \x01(\x0b\x32\x1b.kvorumpb.v1.DeleteResponseH\x00\x12\'\n\x03txn\x18\x07 \x01(\x0b\x32\x18.kvorumpb.v1.TxnResponseH\x00\x12>\n\x0fregister_client\x18\x08 \x01(\x0b\x32#.kvorumpb.v1.RegisterClientResponseH\x00\x42\t\n\x07outcome\"L\n\nLeadership\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x0e\n\x06leader\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0f\n\x07members\x18\x04 \x03(\t*R\n\x0b\x43onsistency\x12\x1b\n\x17\x43ONSISTENCY_UNSPECIFIED\x10\x00\x12\x10\n\x0cLINEARIZABLE\x10\x01\x12\t\n\x05LEASE\x10\x02\x12\t\n\x05STALE\x10\x03\x32\xd7\x03\n\x02KV\x12\x38\n\x03Get\x12\x17.kvorumpb.v1.GetRequest\x1a\x18.kvorumpb.v1.GetResponse\x12;\n\x04List\x12\x18.kvorumpb.v1.ListRequest\x1a\x19.kvorumpb.v1.ListResponse\x12\x38\n\x03Put\x12\x17.kvorumpb.v1.PutRequest\x1a\x18.kvorumpb.v1.PutResponse\x12\x41\n\x06\x44\x65lete\x12\x1a.kvorumpb.v1.DeleteRequest\x1a\x1b.kvorumpb.v1.DeleteResponse\x12\x38\n\x03Txn\x12\x17.kvorumpb.v1.TxnRequest\x1a\x18.kvorumpb.v1.TxnResponse\x12Y\n\x0eRegisterClient\x12\".kvorumpb.v1.RegisterClientRequest\x1a#.kvorumpb.v1.RegisterClientResponse\x12H\n\x07Session\x12\x1b.kvorumpb.v1.SessionRequest\x1a\x1c.kvorumpb.v1.SessionResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kvorumpb.v1.kv_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CONSISTENCY']._serialized_start=2782
-  _globals['_CONSISTENCY']._serialized_end=2864
+  _globals['_CONSISTENCY']._serialized_start=2798
+  _globals['_CONSISTENCY']._serialized_end=2880
   _globals['_ORIGIN']._serialized_start=89
   _globals['_ORIGIN']._serialized_end=156
   _globals['_REGISTERCLIENTREQUEST']._serialized_start=158
@@ -50,33 +50,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTREQUEST']._serialized_start=595
   _globals['_LISTREQUEST']._serialized_end=943
   _globals['_LISTRESPONSE']._serialized_start=946
-  _globals['_LISTRESPONSE']._serialized_end=1114
-  _globals['_PUTREQUEST']._serialized_start=1117
-  _globals['_PUTREQUEST']._serialized_end=1313
-  _globals['_PUTRESPONSE']._serialized_start=1315
-  _globals['_PUTRESPONSE']._serialized_end=1346
-  _globals['_DELETEREQUEST']._serialized_start=1348
-  _globals['_DELETEREQUEST']._serialized_end=1432
-  _globals['_DELETERESPONSE']._serialized_start=1434
-  _globals['_DELETERESPONSE']._serialized_end=1485
-  _globals['_TXNREQUEST']._serialized_start=1487
-  _globals['_TXNREQUEST']._serialized_end=1602
-  _globals['_TXNRESPONSE']._serialized_start=1604
-  _globals['_TXNRESPONSE']._serialized_end=1665
-  _globals['_SESSIONREQUEST']._serialized_start=1667
-  _globals['_SESSIONREQUEST']._serialized_end=1754
-  _globals['_CALLPART']._serialized_start=1756
-  _globals['_CALLPART']._serialized_end=1832
-  _globals['_REPLYPART']._serialized_start=1834
-  _globals['_REPLYPART']._serialized_end=1892
-  _globals['_CALL']._serialized_start=1895
-  _globals['_CALL']._serialized_end=2215
-  _globals['_SESSIONRESPONSE']._serialized_start=2218
-  _globals['_SESSIONRESPONSE']._serialized_end=2355
-  _globals['_REPLY']._serialized_start=2358
-  _globals['_REPLY']._serialized_end=2702
-  _globals['_LEADERSHIP']._serialized_start=2704
-  _globals['_LEADERSHIP']._serialized_end=2780
-  _globals['_KV']._serialized_start=2867
-  _globals['_KV']._serialized_end=3338
+  _globals['_LISTRESPONSE']._serialized_end=1130
+  _globals['_PUTREQUEST']._serialized_start=1133
+  _globals['_PUTREQUEST']._serialized_end=1329
+  _globals['_PUTRESPONSE']._serialized_start=1331
+  _globals['_PUTRESPONSE']._serialized_end=1362
+  _globals['_DELETEREQUEST']._serialized_start=1364
+  _globals['_DELETEREQUEST']._serialized_end=1448
+  _globals['_DELETERESPONSE']._serialized_start=1450
+  _globals['_DELETERESPONSE']._serialized_end=1501
+  _globals['_TXNREQUEST']._serialized_start=1503
+  _globals['_TXNREQUEST']._serialized_end=1618
+  _globals['_TXNRESPONSE']._serialized_start=1620
+  _globals['_TXNRESPONSE']._serialized_end=1681
+  _globals['_SESSIONREQUEST']._serialized_start=1683
+  _globals['_SESSIONREQUEST']._serialized_end=1770
+  _globals['_CALLPART']._serialized_start=1772
+  _globals['_CALLPART']._serialized_end=1848
+  _globals['_REPLYPART']._serialized_start=1850
+  _globals['_REPLYPART']._serialized_end=1908
+  _globals['_CALL']._serialized_start=1911
+  _globals['_CALL']._serialized_end=2231
+  _globals['_SESSIONRESPONSE']._serialized_start=2234
+  _globals['_SESSIONRESPONSE']._serialized_end=2371
+  _globals['_REPLY']._serialized_start=2374
+  _globals['_REPLY']._serialized_end=2718
+  _globals['_LEADERSHIP']._serialized_start=2720
+  _globals['_LEADERSHIP']._serialized_end=2796
+  _globals['_KV']._serialized_start=2883
+  _globals['_KV']._serialized_end=3354
 # @@protoc_insertion_point(module_scope)

@@ -356,6 +356,7 @@ class ListResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
     LOG_TIME_MS_FIELD_NUMBER: _builtins.int
+    NOW_MS_FIELD_NUMBER: _builtins.int
     INDEX_VALUES_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty if this page is the last. A last page that is exactly full says so."""
@@ -367,6 +368,11 @@ class ListResponse(_message.Message):
     count: _builtins.int
     """If it was asked for."""
     log_time_ms: _builtins.int
+    """The log time of the newest entry that the read has seen."""
+    now_ms: _builtins.int
+    """What log time is at the read, by the clock of the node that answers: an entry that the leader
+    added now would have it. What is left of a record's expire_time_ms is counted from here.
+    """
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[_command_pb2.Record]: ...
     @_builtins.property
@@ -381,11 +387,12 @@ class ListResponse(_message.Message):
         revision: _builtins.int = ...,
         count: _builtins.int | None = ...,
         log_time_ms: _builtins.int = ...,
+        now_ms: _builtins.int = ...,
         index_values: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count", "index_values", b"index_values", "log_time_ms", b"log_time_ms", "next_page_token", b"next_page_token", "records", b"records", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_count", b"_count", "count", b"count", "index_values", b"index_values", "log_time_ms", b"log_time_ms", "next_page_token", b"next_page_token", "now_ms", b"now_ms", "records", b"records", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__count: _TypeAlias = _typing.Literal["count"]  # noqa: Y015
     _WhichOneofArgType__count: _TypeAlias = _typing.Literal["_count", b"_count"]  # noqa: Y015
