@@ -181,6 +181,7 @@ def test_clocks_and_chance_are_read_in_named_files_only() -> None:
         CLIENT / "patterns/counter.py": "times that the store has given, and the shard of an add",
         CLIENT / "patterns/rate_limiter.py": "times that the store has given",
         CLIENT / "patterns/sessions.py": "the secrets that tokens are",
+        CLIENT / "integrations/opentelemetry.py": "how long a call took",
         CLIENT / "durations.py": "timedelta, a length of time that callers give",
         CLIENT / "optimistic.py": "jitter between attempts",
     }

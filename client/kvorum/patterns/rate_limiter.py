@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from kvorum import keys
-from kvorum.durations import Duration
+from kvorum.durations import Duration, encode_window, to_seconds
 from kvorum.errors import InvalidArgument
 from kvorum.kv import KV
 from kvorum.model import Algorithm, RateLimit, RateLimitState
@@ -132,6 +132,11 @@ class RateLimiter:
     def limit(self) -> int:
         """How many in a window."""
         return self._limit
+
+    @property
+    def window(self) -> float:
+        """How long it is, in seconds."""
+        return to_seconds(encode_window(self._window))
 
     def rule(self, identifier: str, cost: int = 1, *, reset: bool = False) -> RateLimit:
         """What `KV.rate_limit` takes, or a transaction that is to count with all else in it."""

@@ -50,6 +50,11 @@ class RateLimiter:
         """Like `RateLimiter.limit`."""
         return self._waiting.limit
 
+    @property
+    def window(self) -> float:
+        """Like `RateLimiter.window`."""
+        return self._waiting.window
+
     def rule(self, identifier: str, cost: int = 1, *, reset: bool = False) -> RateLimit:
         """Like `RateLimiter.rule`."""
         return self._waiting.rule(identifier, cost, reset=reset)
