@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_readme import programs_of
+
 pytestmark = pytest.mark.timeout(300)
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +90,15 @@ def test_importing_the_client_brings_neither_grpc_nor_rocksdb(
 
 def test_the_client_alone_has_a_store_in_memory(client_alone: Path, tmp_path: Path) -> None:
     assert run(client_alone / "bin/python", "-c", MEMORY, cwd=tmp_path) == "{'hello': 'world'}\n"
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_the_programs_of_the_readme_run_with_the_client_alone(
+    client_alone: Path, tmp_path: Path, number: int
+) -> None:
+    """Every pattern among them."""
+    program = programs_of("README.md")[number]
+    assert run(client_alone / "bin/python", "-W", "error", "-c", program, cwd=tmp_path)
 
 
 def test_a_directory_needs_the_extra_and_says_so(client_alone: Path, tmp_path: Path) -> None:
