@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := client node tests deploy
+SOURCES := client node tests deploy examples
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test coverage test-newest chaos check format proto sync sim sim-mutants model bench docs lock clean
@@ -96,4 +96,4 @@ lock: ## Write constraints.txt anew, with the newest versions that the ranges al
 
 clean:  ## Remove the environments and what the tools cache
 	rm -rf .venv .venv-newest .venv-lock .site dist .mypy_cache .ruff_cache .pytest_cache .coverage*
-	find client node proto tests -name __pycache__ -prune -exec rm -rf {} +
+	find client node proto tests examples -name __pycache__ -prune -exec rm -rf {} +

@@ -35,7 +35,12 @@ def sources(*folders: Path) -> list[Path]:
 
 def everything() -> list[Path]:
     return sources(
-        ROOT / "client", ROOT / "node", ROOT / "tests", ROOT / "deploy", ROOT / "proto/generate.py"
+        ROOT / "client",
+        ROOT / "node",
+        ROOT / "tests",
+        ROOT / "deploy",
+        ROOT / "examples",
+        ROOT / "proto/generate.py",
     )
 
 
