@@ -12,6 +12,9 @@ import signal
 import pytest
 
 from kvorum.cli import processes
+from tests.support import targets
+
+local_cluster = targets.local_cluster  # here, so that there is one of it, and not one a folder
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -24,7 +24,6 @@ from tests.support.fake_server import FakeNode
 Nodes = tuple[FakeNode, FakeNode, FakeNode]
 Compact = Callable[[int], Awaitable[None]]
 
-local_cluster = targets.local_cluster
 target = targets.target
 store = targets.kv
 blocking = targets.sync_kv

@@ -14,7 +14,6 @@ from kvorum.codecs import ValueType
 from tests.support import targets
 
 kv = targets.kv
-local_cluster = targets.local_cluster
 sync_kv = targets.sync_kv
 target = targets.target
 

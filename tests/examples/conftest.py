@@ -14,12 +14,9 @@ import pytest
 
 import kvorum
 from kvorum.cli.processes import free_ports
-from tests.support import targets
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60
-
-local_cluster = targets.local_cluster
 
 
 @contextlib.asynccontextmanager

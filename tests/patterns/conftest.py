@@ -16,7 +16,6 @@ from tests.support.node_processes import nodes_of
 from tests.support.round_trips import RoundTrips, counting
 
 kv = targets.kv
-local_cluster = targets.local_cluster
 sync_kv = targets.sync_kv
 target = targets.target
 

@@ -17,7 +17,7 @@ from kvorum.cli.cluster_file import NoClusterHere
 from kvorum.cli.local_cluster import LocalCluster
 from tests.support.node_processes import nodes_of
 
-FLAGS = ("--fsync", "off", "--tick-ms", "20", "--election-timeout-ms", "600")
+FLAGS = ("--fsync", "off")
 
 TARGETS = ("memory", "directory", pytest.param("cluster", marks=pytest.mark.cluster))
 
