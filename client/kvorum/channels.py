@@ -2,13 +2,17 @@
 
 And what a fork does to gRPC: the child has none of its threads, but shares what they poll, so
 that a child which uses it can stop both processes. So a child does not connect if gRPC was
-running when it was forked. Once the last channel and its last stream are freed, it runs no more,
-and a fork is safe. Therefore nothing that is closed, and no error, may keep one of them.
+running when it was forked. Once the last channel and its last stream are freed, it ends its own
+threads, which a fork waits for, and a fork is safe. Therefore nothing that is closed, and no
+error, may keep one of them.
 """
 
 import os
 import threading
+import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
 from weakref import WeakSet
 
 import grpc.aio
@@ -48,9 +52,47 @@ _is_lost = False
 """gRPC was running when this process was forked."""
 
 
+_has_connected = False
+"""Since gRPC was last seen to have no threads."""
+
+_THREADS: Final = frozenset({"event_engine", "grpc_global_tim", "lifeguard"})
+"""gRPC's own, which Python does not know, by the names that Linux has for them."""
+_ENDING_SECONDS: Final = 2.0
+_LOOK_SECONDS: Final = 0.002
+
+
 def _before_fork() -> None:
     global _was_running  # noqa: PLW0603 - the child has no threads that it could count
     _was_running = any(one.name.endswith("(_poll_wrapper)") for one in threading.enumerate())
+    if _has_connected and not _was_running and not _channels:
+        _was_running = not _wait_for_the_end()
+
+
+def _wait_for_the_end() -> bool:
+    """Wait until gRPC has ended its threads; False if it does not.
+
+    The last one of them has no name of its own: so all must be gone that are not Python's. If those
+    of other libraries are there, too, the time that is given has to be enough for it.
+    """
+    global _has_connected  # noqa: PLW0603 - the next fork has nothing to wait for
+    end = time.monotonic() + _ENDING_SECONDS
+    while (names := _native_threads()) and time.monotonic() < end:
+        time.sleep(_LOOK_SECONDS)
+    _has_connected = not _THREADS.isdisjoint(names)
+    return not _has_connected
+
+
+def _native_threads() -> list[str]:
+    """The names of the threads that are not Python's; none where there is no /proc."""
+    known = {str(one.native_id) for one in threading.enumerate()}
+    names: list[str] = []
+    for task in Path("/proc/self/task").glob("*"):
+        try:
+            if task.name not in known:
+                names.append((task / "comm").read_text().strip())
+        except OSError:  # it has ended
+            continue
+    return names
 
 
 def _in_child() -> None:
@@ -72,6 +114,8 @@ def connect(address: str) -> grpc.aio.Channel:
             "the process that this one was forked from had a connection open, and gRPC does not"
             " survive that: open stores after the fork, or close them before it"
         )
+    global _has_connected  # noqa: PLW0603 - it is a fact of the process
+    _has_connected = True
     channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
     _channels.add(channel)
     return channel
