@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 SOURCES := client node tests deploy examples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage test-newest chaos check format proto sync sim sim-mutants model bench docs lock clean
+.PHONY: help setup demo shop test coverage test-newest chaos check format proto sync sim sim-mutants model bench docs lock clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -24,6 +24,9 @@ setup: $(VENV)/.installed  ## Create the environment
 
 demo: setup  ## Start three nodes, import 140,000 records, kill the leader, lose nothing
 	$(BIN)/python deploy/local/demo.py
+
+shop: setup  ## Start the example, a bookshop, at http://127.0.0.1:8000
+	$(BIN)/python -m examples.shop
 
 # A file is run by one worker, as it may start a cluster for all its tests.
 WORKERS := 2

@@ -171,6 +171,15 @@ def test_patterns_go_over_the_public_interface() -> None:
     assert wrong == []
 
 
+def test_integrations_go_over_the_public_interface() -> None:
+    """But telemetry stands where every call passes, whoever makes it."""
+    at_the_seam = CLIENT / "integrations/opentelemetry.py"
+    paths = sources(CLIENT / "integrations")
+    private = ("grpc", "kvorumpb", "kvorum_node", "google", "kvorum.backends")
+    assert offenders([path for path in paths if path != at_the_seam], *private) == []
+    assert offenders([at_the_seam], "kvorum.backends") != []
+
+
 def test_clocks_and_chance_are_read_in_named_files_only() -> None:
     """Whatever reads a clock or draws a number cannot be replayed."""
     allowed = {

@@ -7,6 +7,7 @@ redirection, so that a page that is loaded anew repeats nothing.
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -256,7 +257,7 @@ def problem(status: int, message: str, headers: dict[str, str] | None = None) ->
 
 
 def too_often(connection: HTTPConnection, decisions: RateDecisions) -> Response:
-    seconds = int(decisions.retry_after) + 1
+    seconds = ceil(decisions.retry_after)
     message = f"That was too often. Try again in {seconds} seconds."
     return problem(429, message, {"Retry-After": str(seconds)})
 

@@ -120,6 +120,19 @@ async def test_several_limits_are_taken_from_together_or_not_at_all(
     assert (await users.peek("ann")).remaining == 3  # the refused one took nothing
 
 
+async def test_limits_within_limits_are_all_told(kv: KV) -> None:
+    inner = RateLimitMiddleware(application(), limiter=RateLimiter(kv, "in", limit=1, window=60))
+    outer = RateLimitMiddleware(inner, limiter=RateLimiter(kv, "out", limit=2, window=60))
+    async with client_of(outer) as client:
+        answer = await client.get("/")
+        assert answer.headers["RateLimit"] == '"in";r=0;t=60, "out";r=1;t=60'
+        answer = await client.get("/")
+        assert (answer.status_code, answer.json()["violated-policies"]) == (429, ["in"])
+        answer = await client.get("/")
+        assert (answer.status_code, answer.json()["violated-policies"]) == (429, ["out"])
+        assert len(answer.headers.get_list("Retry-After")) == 1
+
+
 async def test_the_application_sees_the_decisions_and_may_refuse_in_its_own_words(kv: KV) -> None:
     async def left(request: Request) -> Response:
         decisions: RateDecisions = request.state.rate_limits

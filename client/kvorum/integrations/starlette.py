@@ -181,7 +181,10 @@ class RateLimitMiddleware:
         self._note(None)
         connection.state.rate_limits = decisions
         headers = _rate_limit_headers([limiter for limiter, _, _ in checks], decisions)
-        answer = self._app if decisions else self._refusal(connection, decisions)
+        answer = self._app
+        if not decisions:
+            refusal = answer = self._refusal(connection, decisions)
+            refusal.headers["Retry-After"] = str(max(1, ceil(decisions.retry_after)))
         await _answer(answer, scope, receive, _with_headers(send, headers))
 
     def _check_one(self, connection: HTTPConnection) -> Iterable[Check]:
@@ -401,9 +404,13 @@ async def _answer(answer: ASGIApp, scope: Scope, receive: Receive, send: Send) -
 
 
 def _with_headers(send: Send, headers: Mapping[str, str]) -> Send:
+    """Beside those of the application, which may have limits of its own: they are lists."""
+
     async def send_with_headers(message: Message) -> None:
         if message["type"] in ("http.response.start", "websocket.accept"):
-            MutableHeaders(scope=message).update(headers)
+            found = MutableHeaders(scope=message)
+            for name, value in headers.items():
+                found.append(name, value)
         await send(message)
 
     return send_with_headers
@@ -412,13 +419,10 @@ def _with_headers(send: Send, headers: Mapping[str, str]) -> Send:
 def _rate_limit_headers(
     limiters: Iterable[RateLimiter], decisions: RateDecisions
 ) -> dict[str, str]:
-    headers = {
+    return {
         "RateLimit-Policy": ", ".join(map(_policy, limiters)),
         "RateLimit": ", ".join(map(_standing, decisions.decisions)),
     }
-    if not decisions:
-        headers["Retry-After"] = str(max(1, ceil(decisions.retry_after)))
-    return headers
 
 
 def _policy(limiter: RateLimiter) -> str:
