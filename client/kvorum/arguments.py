@@ -88,7 +88,12 @@ def check_timeout(seconds: object) -> float:
 
 
 def check_amount(amount: object) -> int:
-    if not isinstance(amount, int) or not limits.MIN_INTEGER <= amount <= limits.MAX_INTEGER:
+    # True is an int to Python, and a mistake here.
+    if (
+        isinstance(amount, bool)
+        or not isinstance(amount, int)
+        or not limits.MIN_INTEGER <= amount <= limits.MAX_INTEGER
+    ):
         raise InvalidArgument(f"an amount is an int of at most 64 bits, not {amount!r}")
     return amount
 
@@ -98,7 +103,6 @@ def check_revision(revision: object) -> int:
 
 
 def check_count(what: str, number: object) -> int:
-    # True is an int to Python, and a mistake here.
     if (
         isinstance(number, bool)
         or not isinstance(number, int)

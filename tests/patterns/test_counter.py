@@ -4,6 +4,7 @@ import asyncio
 import copy
 import pickle
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -197,6 +198,17 @@ def test_what_cannot_be_is_refused_at_once(memory: KV) -> None:
     for shards in (0, 1001, True):
         with pytest.raises(InvalidArgument):
             ShardedCounter(memory, "c", shards=shards)
+
+
+async def test_what_is_no_amount_is_not_written(kv: KV) -> None:
+    """True would be stored as a JSON `true`, to which nothing can be added."""
+    counter, sharded = Counter(kv, "c"), ShardedCounter(kv, "s")
+    amounts: list[Any] = [True, 1.5, float("nan"), "1", None, 2**63]
+    for amount in amounts:
+        for call in (counter.add, counter.reset, sharded.add, sharded.reset):
+            with pytest.raises(InvalidArgument):
+                await call(amount)
+    assert (await kv.list()).entries == ()
 
 
 async def test_shards_are_summed_up_at_one_revision(kv: KV, round_trips: RoundTrips) -> None:
