@@ -246,7 +246,7 @@ async def test_an_update_that_began_before_the_end_does_not_revive(
 
     destroying: list[asyncio.Task[None]] = []
 
-    def late(data: dict[str, Any]) -> str:
+    def late(data: dict[str, Any]) -> bytes:
         if not destroying:
             destroying.append(asyncio.create_task(destroy()))
         return encode(data)
@@ -458,6 +458,8 @@ async def test_wrong_stores(kv: KV, options: dict[str, Any]) -> None:
         ({"a": float("nan")}, InvalidArgument),
         ({"a": SECRET_DATA + "\udcff"}, InvalidArgument),
         ({1: SECRET_DATA}, InvalidArgument),
+        ({"a": {1: SECRET_DATA}}, InvalidArgument),
+        ({"a": [{"b": {None: SECRET_DATA}}]}, InvalidArgument),
         ({"a": SECRET_DATA * MAX_SESSION_BYTES}, LimitExceeded),
     ],
 )
@@ -487,5 +489,6 @@ async def test_wrong_pages_and_fields(sessions: SessionStore) -> None:
         await sessions.of_user("alice", limit=MAX_SESSION_PAGE + 1)
     with pytest.raises(InvalidArgument):
         await sessions.of_user("alice", limit=0)
-    with pytest.raises(InvalidArgument):
-        await sessions.update(token, remove="theme")
+    for remove in ("theme", 5, None, [5]):
+        with pytest.raises(InvalidArgument):
+            await sessions.update(token, remove=remove)  # type: ignore[arg-type]  # wrong

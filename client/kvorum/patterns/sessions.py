@@ -19,10 +19,9 @@ Rules of this file:
   and so never makes it: no late write brings a session back.
 - The data outlives the life: it has the whole idle time from when it is written, and from when
   the life is touched. Data without a life is no session, and expires.
-- All of a session is read in one list, and not in a transaction, which would be a write.
+- All of a session is read in one list: its records at one revision, in one round trip.
 """
 
-import json
 import re
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -36,11 +35,13 @@ from zlib import crc32
 from kvorum import keys, limits
 from kvorum.arguments import check_limit
 from kvorum.atomic import Atomic
+from kvorum.codecs import JSON
 from kvorum.durations import Duration, encode_ttl, to_seconds
 from kvorum.entry import Entry, IndexEntry, Page, instant
 from kvorum.errors import InvalidArgument, InvalidToken, LimitExceeded
 from kvorum.kv import KV
 from kvorum.transaction import Transaction
+from kvorum.value_models import Unfit
 
 MAX_SESSION_BYTES: Final = 256 * limits.KIB
 """The data of one session, as JSON."""
@@ -150,7 +151,7 @@ class SessionStore:
         life = {"user": user, "idle_ms": self._idle_ms, "ends": self._lifetime is not None}
         atomic = self._kv.atomic()
         self._put_life(atomic, token, life)
-        atomic.put(self._data(token.id), _encode(fields), ttl=self._idle, type="text")
+        atomic.put(self._data(token.id), _encode(fields), ttl=self._idle, type="bytes")
         if self._lifetime is not None:
             atomic.put(self._end(token.id), True, ttl=self._lifetime, type="json")
         at = (await atomic.commit(timeout=timeout)).at
@@ -214,7 +215,7 @@ class SessionStore:
             data = {**found.session.data, **changes}
             for name in removed:
                 data.pop(name, None)
-            txn.put(self._data(parsed.id), _encode(data), ttl=found.idle, type="text")
+            txn.put(self._data(parsed.id), _encode(data), ttl=found.idle, type="bytes")
             return replace(found.session, data=data)
 
         return await self._kv.transaction(timeout=timeout).run(change)
@@ -344,7 +345,6 @@ class SessionStore:
         return f"<SessionStore {self._name}>"
 
     async def _read(self, token: "_Token", timeout: float | None) -> "_Found | None":
-        # A list, and no transaction: a read of both records at one revision that writes nothing.
         page = await self._kv.list(self._prefix(token.id), type="json", timeout=timeout)
         return self._find(token, page)
 
@@ -489,9 +489,11 @@ def _checked(data: object) -> dict[str, Any]:
     return dict(zip(_names(data), data.values(), strict=True))
 
 
-def _names(names: Iterable[object]) -> list[str]:
-    if isinstance(names, str):
-        raise InvalidArgument("the fields to remove are several names, not one text")
+def _names(names: object) -> list[str]:
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise InvalidArgument(
+            f"the fields of a session are several names, not {type(names).__name__}"
+        )
     found = list(names)
     for name in found:
         if not isinstance(name, str):
@@ -501,15 +503,13 @@ def _names(names: Iterable[object]) -> list[str]:
     return cast("list[str]", found)
 
 
-def _encode(data: dict[str, Any]) -> str:
+def _encode(data: dict[str, Any]) -> bytes:
     """As JSON, within its limit. Errors show nothing of it."""
     try:
-        text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        size = len(text.encode())
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidArgument(
-            f"the data of a session is not valid as JSON ({type(error).__name__})"
-        ) from None
+        encoded = JSON.encode(data)
+    except Unfit as error:
+        raise InvalidArgument(f"the data of a session is not valid as JSON: {error}") from None
+    size = len(encoded)
     if size > MAX_SESSION_BYTES:
         raise LimitExceeded(
             f"the data of a session has {size:,} bytes as JSON; at most {MAX_SESSION_BYTES:,} are "
@@ -518,4 +518,4 @@ def _encode(data: dict[str, Any]) -> str:
             maximum=MAX_SESSION_BYTES,
             actual=size,
         )
-    return text
+    return encoded
