@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kvorum.errors import DecodeError, InvalidArgument
@@ -78,6 +78,17 @@ def test_attributes_all_of_them_one_value_each() -> None:
     assert says(flag(where={"plan": []}), plan="pro") == (False, "DEFAULT")
 
 
+def test_an_attribute_that_cannot_be_compared_matches_nothing() -> None:
+    class Touchy:
+        def __eq__(self, other: object) -> bool:
+            raise TypeError("not with me")
+
+        __hash__ = None  # type: ignore[assignment]  # as of an array
+
+    one = flag(where={"country": ["NL"]})
+    assert not flag_rules.decide(one, Context("a", {"country": Touchy()})).enabled
+
+
 @pytest.mark.parametrize("user", [None, ""])
 def test_a_percentage_is_of_users_that_are_known(user: str | None) -> None:
     for percentage in (1, 50, 99.999):
@@ -144,7 +155,8 @@ def test_flags_do_not_share_their_first_users() -> None:
 PERCENTAGES = st.floats(min_value=0, max_value=100, allow_nan=False) | st.integers(0, 100)
 
 
-@settings(max_examples=200)
+# However slow the machine is.
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(user=st.text(min_size=1), name=st.text("abc", min_size=1), a=PERCENTAGES, b=PERCENTAGES)
 def test_raising_a_percentage_takes_nobody_away(user: str, name: str, a: float, b: float) -> None:
     low, high = sorted((a, b))
@@ -235,6 +247,8 @@ NAN = float("nan")
         {"variants": {"a": 1}, "weights": {"a": -1}},
         {"variants": {"a": 1}, "weights": {"a": NAN}},
         {"variants": {"a": 1}, "weights": {"a": float("inf")}},
+        {"variants": {"a": 1, "b": 2}, "weights": {"a": 1e308, "b": 1e308}},
+        {"variants": {"a": 1}, "weights": {"a": 10**400}},
         {"weights": {"a": 1}},
         {"salt": ""},
         {"salt": "a\0b"},
@@ -252,13 +266,16 @@ def test_wrong_flags(fields: dict[str, Any]) -> None:
         flag(**fields)
 
 
-@pytest.mark.parametrize("value", [NAN, {1, 2}, object()])
+@pytest.mark.parametrize("value", [NAN, {1, 2}, object(), {1: "one"}, [{"x": {None: 1}}]])
 def test_variants_are_json(value: object) -> None:
     with pytest.raises(InvalidArgument):
         flag(variants={"a": value}).encode()
 
 
-@pytest.mark.parametrize("given", ["alice", 5, {"user_id": 5}, Context(5)])  # type: ignore[arg-type]  # wrong
+@pytest.mark.parametrize(
+    "given",
+    ["alice", 5, {"user_id": 5}, Context(5), Context("a", None), Context("a", ["b"])],  # type: ignore[arg-type]  # wrong
+)
 def test_wrong_contexts(given: Any) -> None:
     with pytest.raises(InvalidArgument):
         flag_rules.read_context(given)
@@ -289,7 +306,7 @@ def test_a_flag_comes_back_as_it_was() -> None:
 @pytest.mark.parametrize(
     "data",
     [b"", b"\xff", b"[]", b"5", b"{}", flag().encode()[:-1] + b',"newer":1}',
-     flag().encode().replace(b'"percentage": 0', b'"percentage": 101')],
+     flag().encode().replace(b'"percentage":0', b'"percentage":101')],
 )  # fmt: skip
 def test_records_that_are_no_flags(data: bytes) -> None:
     with pytest.raises(DecodeError) as raised:

@@ -17,7 +17,6 @@ Where no user is known, it is the first one by name.
 """
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -25,9 +24,13 @@ from hashlib import sha256
 from typing import Any, Final
 
 from kvorum import keys
+from kvorum.codecs import JSON
 from kvorum.errors import DecodeError, InvalidArgument
+from kvorum.value_models import Unfit
 
 BUCKETS: Final = 1_000_000
+MAX_WEIGHT: Final = 1_000_000_000
+"""Of one variant: so their sum is a number to reckon with."""
 _WHOLE: Final = 2.0**64
 
 Scalar = str | int | float | bool | None
@@ -78,7 +81,7 @@ class Flag:
     """By name, the JSON values that it may have where it is on. If empty, it is True or False."""
 
     weights: Mapping[str, float] = field(default_factory=dict)
-    """By name, the share of each variant. If empty, all have the same."""
+    """By name, the share of each variant, from 0 to MAX_WEIGHT. If empty, all have the same."""
 
     enabled: bool = True
     """False turns it off for everybody, and keeps all else for when it is turned on again."""
@@ -120,9 +123,9 @@ class Flag:
             "description": self.description,
         }
         try:
-            return json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
-        except (TypeError, ValueError, RecursionError) as error:
-            raise _wrong(self.name, f"it is not valid as JSON: {error}") from error
+            return JSON.encode(fields)
+        except Unfit as error:
+            raise _wrong(self.name, f"it is not valid as JSON: {error}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +203,11 @@ def read_context(given: object) -> Context:
     user: object = context.user_id
     if user is not None and not isinstance(user, str):
         raise InvalidArgument(f"the user_id of a context is text, not {type(user).__name__}")
+    others: object = context.attributes
+    if not isinstance(others, Mapping):
+        raise InvalidArgument(
+            f"the attributes of a context are a mapping, not {type(others).__name__}"
+        )
     return context
 
 
@@ -258,8 +266,9 @@ def _matches(where: Mapping[str, tuple[Scalar, ...]], attributes: Mapping[str, A
 
 
 def _is_same(given: object, wanted: Scalar) -> bool:
-    # True is 1 to Python, and not to who writes a rule.
-    return isinstance(given, bool) is isinstance(wanted, bool) and given == wanted
+    # True is 1 to Python, and not to who writes a rule. Other objects may refuse to be compared.
+    is_alike = isinstance(given, Scalar) and isinstance(given, bool) is isinstance(wanted, bool)
+    return is_alike and given == wanted
 
 
 def _check_percentage(name: str, percentage: object) -> None:
@@ -287,8 +296,11 @@ def _check_variants(
         raise _wrong(name, "there is a weight for each variant, or none at all")
     for variant, weight in weights.items():
         is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not is_number or not 0 <= weight < math.inf:  # type: ignore[operator]  # a number, here
-            raise _wrong(name, f"the weight of {variant!r} is a number from 0, not {weight!r}")
+        if not is_number or not 0 <= weight <= MAX_WEIGHT:  # type: ignore[operator]  # a number, here
+            raise _wrong(
+                name,
+                f"the weight of {variant!r} is a number from 0 to {MAX_WEIGHT:,}, not {weight!r}",
+            )
     if weights and not any(weights.values()):
         raise _wrong(name, "one of its variants has a weight above 0")
 
