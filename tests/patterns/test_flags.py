@@ -20,6 +20,7 @@ from kvorum import (
 from kvorum.patterns import flags as module
 from kvorum.patterns.flag_rules import Context, Reason
 from kvorum.patterns.flags import FeatureFlags
+from kvorum.watching import Watch
 from tests.support.eventually import eventually
 from tests.support.round_trips import RoundTrips
 
@@ -288,6 +289,25 @@ async def test_waiting_for_what_does_not_come(kv: KV) -> None:
         await asyncio.sleep(0)
     with pytest.raises(Closed):
         await waiting
+    with pytest.raises(Closed):
+        await flags.wait_for(10**9)
+
+
+async def test_flags_that_end_at_once_leave_nothing_behind(
+    kv: KV, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task that follows has not begun when it is cancelled."""
+    closed: list[Watch[Any]] = []
+    close = Watch.close
+
+    async def closing(self: Watch[Any]) -> None:
+        closed.append(self)
+        await close(self)
+
+    monkeypatch.setattr(Watch, "close", closing)
+    async with FeatureFlags(kv) as flags:
+        pass
+    assert closed
     with pytest.raises(Closed):
         await flags.wait_for(10**9)
 

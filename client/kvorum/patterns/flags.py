@@ -113,8 +113,9 @@ class FeatureFlags:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._heard_at = -math.inf
         self._news = asyncio.Condition()
+        self._watch: Watch[bytes] | None = None
         self._following: asyncio.Task[None] | None = None
-        self._failure: KvorumError | None = None
+        self._has_ended = False
 
     # Asking.
 
@@ -191,9 +192,7 @@ class FeatureFlags:
         seconds = limits.DEFAULT_TIMEOUT_SECONDS if timeout is None else check_timeout(timeout)
         try:
             async with asyncio.timeout(seconds), self._news:
-                await self._news.wait_for(
-                    lambda: self.revision >= revision or self._failure is not None
-                )
+                await self._news.wait_for(lambda: self.revision >= revision or self._has_ended)
         except TimeoutError:
             raise DeadlineExceeded(
                 f"the feature flags are at revision {self.revision}, and have not come to "
@@ -323,6 +322,7 @@ class FeatureFlags:
         if self._following is not None:
             self._following.cancel()
             await asyncio.wait([self._following])
+            await self._end()  # a task that was cancelled before it began has not
 
     async def _load(self) -> Watch[bytes]:
         """Take a new copy, and return the watch that begins where it ends."""
@@ -330,7 +330,7 @@ class FeatureFlags:
             asked_at = self._now()
             try:
                 copy = await self._read(None)
-                watch = await self._begin(copy.revision)
+                self._watch = watch = await self._begin(copy.revision)
             except Compacted:  # the pages took longer than the store remembers
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
@@ -379,9 +379,15 @@ class FeatureFlags:
         except Closed:
             pass
         finally:
-            self._failure = Closed("the feature flags follow the store no more")
-            async with self._news:
-                self._news.notify_all()
+            await self._end()
+
+    async def _end(self) -> None:
+        """Let the watch go, and tell those who wait. May be repeated."""
+        self._has_ended = True
+        if self._watch is not None:
+            await self._watch.close()
+        async with self._news:
+            self._news.notify_all()
 
     async def _load_again(self) -> Watch[bytes]:
         while True:
