@@ -91,6 +91,14 @@ async def test_what_is_wrong_is_refused_before_anything_is_computed(kv: KV) -> N
         await get("a", source.compute, tags="user")
     with pytest.raises(InvalidArgument, match="part of a key"):
         await get("a", source.compute, tags=[""])
+    for tags in (5, None):
+        with pytest.raises(InvalidArgument, match="tags are several"):
+            await get("a", source.compute, tags=tags)  # type: ignore[arg-type]  # no tags
+    for tag in (5, ["t"]):
+        with pytest.raises(InvalidArgument, match="part of a key"):
+            await get("a", source.compute, tags=[tag])  # type: ignore[list-item]  # no tag
+        with pytest.raises(InvalidArgument, match="part of a key"):
+            await pages.invalidate(tag)  # type: ignore[arg-type]  # the same
     with pytest.raises(InvalidArgument, match="part of a key"):
         await get("", source.compute)
     with pytest.raises(LimitExceeded, match="the tags of 'a' take") as raised:

@@ -9,6 +9,7 @@ import pytest
 import kvorum
 from kvorum import KV, Closed, InvalidArgument
 from kvorum.patterns import Cache
+from kvorum.patterns.cache_records import Records
 from tests.support import caches
 from tests.support.caches import SHORT_SECONDS, Source, eventually_true, keys_of
 from tests.support.eventually import eventually
@@ -97,6 +98,24 @@ async def test_those_who_wait_are_served_however_often_it_is_invalidated(kv: KV)
     await asyncio.gather(*(pages.get_or_compute("a", compute, tags=["t"]) for _ in range(50)))
     assert computations <= 2
     assert pages.statistics.refused == computations
+
+
+async def test_invalidations_before_a_computation_begins_do_not_keep_it_from_beginning(
+    kv: KV, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a tag that is invalidated more often than a round trip takes."""
+    pages, source = Cache(kv, "pages", ttl=300), Source()
+    acquire = Records.acquire
+
+    async def late(self: Records[Any], *given: Any) -> Any:
+        await pages.invalidate("t")
+        return await acquire(self, *given)
+
+    monkeypatch.setattr(Records, "acquire", late)
+    async with asyncio.timeout(30):
+        assert await pages.get_or_compute("a", source.compute, tags=["t"]) == 1
+    assert await pages.get("a") == 1  # it is from after the last invalidation
+    assert source.computations == 1
 
 
 async def test_set_stores_nothing_if_its_tag_is_invalidated_meanwhile(

@@ -361,7 +361,7 @@ class Cache(Generic[T]):
                 started = next(self._moments)
                 value = await flight.breakable(compute())
                 sealed = next(self._moments)
-                stored = await records.fill(plan, value, seen, lease, timeout)
+                stored = await records.fill(plan, value, lease, timeout)
                 self._counts["refused"] += not stored
                 return _Computed(value, good_for=sealed if stored else started)
             finally:

@@ -10,9 +10,9 @@ KEY and TAG are escaped. Rules of this file:
 
 - To invalidate a tag is to put its record anew. An entry is good if none of its tags has another
   generation than the captured one.
-- Generations are captured before a computation begins, and its value is stored only if they, and
-  the lease, are what they were. `set` and `delete` take the lease away. So nothing from before any
-  of them is stored after it, however slow the computation was.
+- Generations are captured with the lease, before a computation begins, and its value is stored
+  only if they, and the lease, are what they were. `set` and `delete` take the lease away. So
+  nothing from before any of them is stored after it, however slow the computation was.
 - A tag's record lives as long as an entry may (`max_ttl`), and a lease no longer. So a tag without
   a record was not invalidated in the lifetime of any entry, nor since any lease was taken.
 - What time it is, is said by the store: something is over if its record is absent.
@@ -76,10 +76,17 @@ class Seen(Generic[T]):
     """There is an entry, and no tag of it was invalidated since."""
     is_fresh: bool
     """It is valid, and its time is not over."""
-    generations: Mapping[str, int]
-    """Of each tag that was asked for."""
     lease_seconds: float | None
     """For how long somebody else may compute the value, at most; None if nobody does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Leave to compute a value, which nobody else has meanwhile."""
+
+    revision: int
+    generations: Mapping[str, int]
+    """Of each tag of the value, when the lease was taken."""
 
 
 class _Metadata(NamedTuple):
@@ -123,8 +130,7 @@ class Records(Generic[T]):
         What that is, is known when the entry was read: so it takes a second round trip, if this
         is neither remembered nor among the tags.
         """
-        asked = {tag: self._tag(tag) for tag in tags}
-        known = dict.fromkeys((*asked.values(), *self._remembered.get(key, ())))
+        known = dict.fromkeys((*map(self._tag, tags), *self._remembered.get(key, ())))
         while True:
             reading = self._kv.atomic().get(self._entry(key), type=self._type)
             reading.get(self._lease(key), type="json")
@@ -149,34 +155,34 @@ class Records(Generic[T]):
             entry=entry,
             is_valid=is_valid,
             is_fresh=is_valid and (not metadata.turns_stale or found[self._fresh(key)] != 0),
-            generations={tag: found[other] for tag, other in asked.items()},
             lease_seconds=_length_seconds(lease),
         )
 
-    async def acquire(self, plan: Plan, seen: Seen[T], timeout: float | None) -> int:
-        """Take the lease, and return its revision. `Conflict` if what was seen has changed."""
+    async def acquire(self, plan: Plan, seen: Seen[T], timeout: float | None) -> Lease:
+        """Take the lease. `Conflict` if another one has it, or the entry is not what was seen."""
         entry = 0 if seen.entry is None else seen.entry.revision
-        taking = self._if_unchanged(seen.generations).check(self._entry(plan.key), revision=entry)
+        taking = self._kv.atomic().check(self._entry(plan.key), revision=entry)
         taking.check(self._lease(plan.key), exists=False)
         taking.put(self._lease(plan.key), None, ttl=self._lease_seconds, type="json")
-        return (await taking.commit(timeout=timeout)).revision
+        result = await self._read_tags(taking, plan.tags).commit(timeout=timeout)
+        return Lease(result.revision, _generations(plan.tags, result.results[1:]))
 
-    async def fill(
-        self, plan: Plan, value: T, seen: Seen[T], lease: int, timeout: float | None
-    ) -> bool:
+    async def fill(self, plan: Plan, value: T, lease: Lease, timeout: float | None) -> bool:
         """Store the value and give the lease back, if that and the tags are what they were."""
-        filling = self._if_unchanged(seen.generations).check(self._lease(plan.key), revision=lease)
-        self._put_entry(filling, plan, value, seen.generations).delete(self._lease(plan.key))
+        filling = self._kv.atomic().check(self._lease(plan.key), revision=lease.revision)
+        for tag, generation in lease.generations.items():
+            filling.check(self._tag(tag), revision=generation)
+        self._put_entry(filling, plan, value, lease.generations).delete(self._lease(plan.key))
         try:
             await filling.commit(timeout=timeout)
         except Conflict:
             return False
         return True
 
-    async def release(self, key: str, lease: int, timeout: float | None) -> None:
+    async def release(self, key: str, lease: Lease, timeout: float | None) -> None:
         """Give the lease back without a value."""
         try:
-            await self._kv.delete(self._lease(key), revision=lease, timeout=timeout)
+            await self._kv.delete(self._lease(key), revision=lease.revision, timeout=timeout)
         except KvorumError:
             return  # it is not ours any more, or else it comes to its end by itself
 
@@ -194,9 +200,10 @@ class Records(Generic[T]):
         writing = self._kv.atomic()
         generations: dict[str, int] = {}
         if plan.tags:
-            since, generations = await self._generations(plan.tags, timeout)
+            read = await self._read_tags(self._kv.atomic(), plan.tags).commit(timeout=timeout)
+            generations = _generations(plan.tags, read.results)
             for tag in plan.tags:
-                writing.check(self._tag(tag), unchanged_since=since)
+                writing.check(self._tag(tag), unchanged_since=read.revision)
         self._put_entry(writing, plan, value, generations).delete(self._lease(plan.key))
         writing.otherwise().delete(self._entry(plan.key)).delete(self._lease(plan.key))
         return (await writing.commit(timeout=timeout)).succeeded
@@ -210,21 +217,10 @@ class Records(Generic[T]):
         for tag in tags:
             writes.put(self._tag(tag), None, ttl=self._max_ttl_seconds, type="json")
 
-    async def _generations(
-        self, tags: Iterable[str], timeout: float | None
-    ) -> tuple[int, dict[str, int]]:
-        """Those of the tags, and the revision at which they were read."""
-        reading = self._kv.atomic()
+    def _read_tags(self, reading: Atomic, tags: Iterable[str]) -> Atomic:
         for tag in tags:
             reading.get(self._tag(tag), type="json")
-        result = await reading.commit(timeout=timeout)
-        return result.revision, dict(zip(tags, map(_generation, result.results), strict=True))
-
-    def _if_unchanged(self, generations: Mapping[str, int]) -> Atomic:
-        writing = self._kv.atomic()
-        for tag, generation in generations.items():
-            writing.check(self._tag(tag), revision=generation)
-        return writing
+        return reading
 
     def _put_entry(
         self, writing: Atomic, plan: Plan, value: T, generations: Mapping[str, int]
@@ -261,12 +257,12 @@ class Records(Generic[T]):
 
 def check_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """Each of them once. A caller without a type checker may give anything."""
-    if isinstance(tags, str):
+    if isinstance(tags, str) or not isinstance(tags, Iterable):
         raise InvalidArgument(f"tags are several: give [{tags!r}], not {tags!r}")
-    checked = tuple(dict.fromkeys(tags))
+    checked = tuple(tags)
     for tag in checked:
         keys.escape(tag)
-    return checked
+    return tuple(dict.fromkeys(checked))
 
 
 def check_room(key: str, tags: Iterable[str]) -> None:
@@ -280,6 +276,10 @@ def check_room(key: str, tags: Iterable[str]) -> None:
             maximum=limits.MAX_METADATA_BYTES,
             actual=size,
         )
+
+
+def _generations(tags: Iterable[str], records: Iterable[Entry[Any] | None]) -> dict[str, int]:
+    return dict(zip(tags, map(_generation, records), strict=True))
 
 
 def _generation(record: Entry[Any] | None) -> int:
