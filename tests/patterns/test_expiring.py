@@ -111,6 +111,24 @@ async def test_what_expires_is_told_with_what_it_was(kv: KV) -> None:
     assert told == {f"a:{at}": {"n": at} for at in range(20)}
 
 
+async def test_bytes_are_told_of_whatever_their_type_was(kv: KV) -> None:
+    numbers, raw = Expiring(kv, "n", ttl=0.05), Expiring(kv, "n", ttl=0.05, type="bytes")
+    since = await raw.put("a", b"\xff") - 1
+    await numbers.put("b", 5, ttl=1)
+    async with asyncio.timeout(20):
+        with pytest.raises(DecodeError) as raised:
+            await anext(numbers.expired(since=since))
+        assert raised.value.key == "expiring:n:a"
+    told = []
+    async with asyncio.timeout(20):
+        async for change in raw.expired(since=since):
+            assert change.previous is not None
+            told.append((change.key, change.previous.value))
+            if len(told) == 2:
+                break
+    assert told == [("a", b"\xff"), ("b", b"5")]
+
+
 async def test_expiries_that_are_forgotten_are_said_to_be(kv: KV) -> None:
     carts = Expiring(kv, "cart", ttl=100)
     since = await carts.put("ann", 1)

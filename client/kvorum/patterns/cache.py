@@ -213,7 +213,9 @@ class Cache(Generic[T]):
         and computed anew in the background. One that was invalidated never is.
 
         `timeout` is that of each round trip: the time that `fn` takes, or that another one takes,
-        comes on top. Use `asyncio.timeout` for all of it.
+        comes on top. Use `asyncio.timeout` for all of it: the last one who waits is then held up
+        by the round trip that is under way, at most, as the lease has to be given back. `Closed`
+        if the cache was closed, and has to compute.
         """
         plan = self._plan(key, tags, ttl, stale_while_revalidate)
         began = next(self._moments)

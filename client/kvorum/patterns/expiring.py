@@ -126,7 +126,9 @@ class Expiring(Generic[T]):
 
         In order, each once, over failovers too; nothing of what was deleted, or written over
         in time. From the revision `since` on (that of a put, or of the last change that was
-        dealt with), or from when the first one is waited for. `Compacted` like `KV.watch`.
+        dealt with), or from when the first one is waited for. `Compacted` like `KV.watch`, and
+        `DecodeError` for a value of another type, which ends it: a namespace of the type "bytes"
+        tells of all.
         """
         watch = self._kv.watch(
             self._prefix, since=since, previous=True, puts=False, deletes=False, type=self._codec
