@@ -20,6 +20,7 @@ from kvorum import (
 from kvorum.patterns import flags as module
 from kvorum.patterns.flag_rules import Context, Reason
 from kvorum.patterns.flags import FeatureFlags
+from kvorum.transaction import Transaction
 from kvorum.watching import Watch
 from tests.support.eventually import eventually
 from tests.support.round_trips import RoundTrips
@@ -235,6 +236,30 @@ async def test_an_update_leaves_the_rest(kv: KV) -> None:
     with pytest.raises(InvalidArgument):
         await flags.update("checkout", percentage=101)
     assert await flags.get("checkout") == read
+
+
+async def test_an_update_that_begins_anew_has_what_it_was_given(
+    kv: KV, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can be gone through but once, too: somebody else has changed the flag meanwhile."""
+    flags = FeatureFlags(kv)
+    await flags.set("checkout", percentage=10)
+    get = Transaction.get
+
+    async def overtaken(self: Transaction, *given: Any, **options: Any) -> Any:
+        entry = await get(self, *given, **options)
+        monkeypatch.setattr(Transaction, "get", get)
+        await flags.set("checkout", percentage=20)
+        return entry
+
+    monkeypatch.setattr(Transaction, "get", overtaken)
+    await flags.update(
+        "checkout", users=iter(["alice"]), where={"country": iter(["NL"])}, description="d"
+    )
+    read = await flags.get("checkout")
+    assert read is not None
+    assert (read.percentage, list(read.users)) == (20, ["alice"])
+    assert (read.where, read.description) == ({"country": ("NL",)}, "d")
 
 
 @pytest.mark.parametrize(

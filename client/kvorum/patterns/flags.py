@@ -262,6 +262,18 @@ class FeatureFlags:
         for each conflict. `UnknownFlag` if there is none.
         """
         key = self._key(name)
+        # What is wrong is said before anything is read, and an iterator is gone through but once.
+        given = flag_rules.make(
+            name,
+            percentage=0 if percentage is None else percentage,
+            users=() if users is None else users,
+            where={} if where is None else where,
+            variants={},
+            weights={},
+            enabled=True,
+            salt=salt,
+            description="",
+        )
         async for attempt in self._kv.transaction(timeout=timeout):
             async with attempt as txn:
                 entry = await txn.get(key, type="bytes")
@@ -271,8 +283,8 @@ class FeatureFlags:
                 new = flag_rules.make(
                     name,
                     percentage=old.percentage if percentage is None else percentage,
-                    users=old.users if users is None else users,
-                    where=old.where if where is None else where,
+                    users=old.users if users is None else given.users,
+                    where=old.where if where is None else given.where,
                     variants=old.variants if variants is None else variants,
                     weights=old.weights if weights is None else weights,
                     enabled=old.enabled if enabled is None else enabled,
