@@ -306,6 +306,23 @@ async def test_decorated_functions(kv: KV) -> None:
     assert asked == [1, 2, 0, 1, 0]
 
 
+async def test_a_decorated_function_has_its_tags_each_time(kv: KV) -> None:
+    pages = Cache(kv, "pages", ttl=300)
+    computed: list[int] = []
+
+    @pages.cached(key=lambda page: f"page:{page}", tags=iter(["site"]))
+    async def render(page: int) -> int:
+        computed.append(page)
+        return page
+
+    assert [await render(page) for page in (1, 2)] == [1, 2]
+    await pages.invalidate("site")
+    assert [await render(page) for page in (1, 2)] == [1, 2]
+    assert computed == [1, 2, 1, 2]
+    with pytest.raises(InvalidArgument, match="tags are several"):
+        pages.cached(key="a", tags="site")
+
+
 async def test_nothing_of_a_value_is_shown(kv: KV) -> None:
     pages = Cache(kv, "pages", ttl=300, type="bytes")
     await pages.set("a", b"secret")

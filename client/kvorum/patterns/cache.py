@@ -252,6 +252,7 @@ class Cache(Generic[T]):
 
         `key` and `tags` are what they say, or functions of the call's arguments.
         """
+        tags_of = tags if callable(tags) else check_tags(tags)
 
         def decorate(function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
             @wraps(function)
@@ -262,7 +263,7 @@ class Cache(Generic[T]):
                 value: Any = await self.get_or_compute(
                     key(*args, **kwargs) if callable(key) else key,
                     compute,
-                    tags=tags(*args, **kwargs) if callable(tags) else tags,
+                    tags=tags_of(*args, **kwargs) if callable(tags_of) else tags_of,
                     ttl=ttl,
                     stale_while_revalidate=stale_while_revalidate,
                 )

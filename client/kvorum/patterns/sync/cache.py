@@ -21,7 +21,7 @@ from kvorum.patterns.cache import (
     R,
     T,
 )
-from kvorum.patterns.cache_records import Writes
+from kvorum.patterns.cache_records import Writes, check_tags
 
 __all__ = ["Cache", "CacheStatistics"]
 
@@ -161,6 +161,7 @@ class Cache(Generic[T]):
 
         `key` and `tags` are what they say, or functions of the call's arguments.
         """
+        tags_of = tags if callable(tags) else check_tags(tags)
 
         def decorate(function: Callable[P, R]) -> Callable[P, R]:
 
@@ -173,7 +174,7 @@ class Cache(Generic[T]):
                 value: Any = self.get_or_compute(
                     key(*args, **kwargs) if callable(key) else key,
                     compute,
-                    tags=tags(*args, **kwargs) if callable(tags) else tags,
+                    tags=tags_of(*args, **kwargs) if callable(tags_of) else tags_of,
                     ttl=ttl,
                     stale_while_revalidate=stale_while_revalidate,
                 )
