@@ -207,6 +207,20 @@ def yields(function: Function) -> bool:
     )
 
 
+def aliases(tree: ast.Module) -> dict[str, ast.expr]:
+    """What stands for a type that has another form for threads: here, or in a module of patterns
+    that it was imported from."""
+    found: dict[str, ast.expr] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kvorum.patterns."):
+            path = PATTERNS / f"{(node.module or '').rpartition('.')[2]}.py"
+            theirs = aliases(ast.parse(path.read_text()))
+            found |= {one.name: theirs[one.name] for one in node.names if one.name in theirs}
+        elif isinstance(node, ast.Assign) and mentions(node.value, *TWINS, "Awaitable"):
+            found[ast.unparse(node.targets[0])] = node.value
+    return found
+
+
 class Module:
     """One pattern module, and the text of its twin."""
 
@@ -216,11 +230,7 @@ class Module:
         self.name = path.stem
         self.tree = ast.parse(path.read_text())
         self.exported = list(exported)
-        self.aliases = {
-            ast.unparse(node.targets[0]): node.value
-            for node in self.tree.body
-            if isinstance(node, ast.Assign) and mentions(node.value, *TWINS, "Awaitable")
-        }
+        self.aliases = aliases(self.tree)
         """Names of types that have another form for threads."""
         self.defined = {
             target.id
@@ -424,8 +434,6 @@ class Module:
                 return [f"{space}return threads.iterate({kv}, {called})"]
             return [f"{space}{give}{kv}.run(lambda {store}: {called})"]
         lines = [f"{space}here = threads.Here({kv})"]
-        if yields(function):
-            return [*lines, f"{space}return here.iterate({called})"]
         return [*lines, f"{space}{give}here.run(lambda {store}: {called})"]
 
     @staticmethod

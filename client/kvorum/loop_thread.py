@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from kvorum.errors import Closed
+from kvorum.errors import Closed, InvalidArgument
 
 T = TypeVar("T")
 
@@ -49,13 +49,23 @@ class LoopThread:
         self._thread.join()
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Begin to run the coroutine in the loop. Raises `Closed` after a stop or a fork."""
+        """Begin to run the coroutine in the loop.
+
+        Raises `Closed` after a stop or a fork, and `InvalidArgument` in the loop itself: who
+        would wait there, waits for ever, and all other threads with it.
+        """
         # The order matters: after a fork, the lock may be held by a thread that is not there.
         if not self.is_here:
             coroutine.close()
             raise Closed(
                 f"the store was opened in process {self._pid} and does not survive a fork: "
                 "open another one in this process"
+            )
+        if threading.current_thread() is self._thread:
+            coroutine.close()
+            raise InvalidArgument(
+                "a function that runs in the event loop of the store cannot call the store for "
+                "threads: call it before, or use the KV that it is given"
             )
         with self._lock:
             if not self._stopped:

@@ -1,5 +1,6 @@
 """The patterns for threads: generated, and run in the loop of the store with what a user gives."""
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import pytest
 import kvorum
 import kvorum.patterns
 from kvorum import Conflict, InvalidArgument, OutOfBounds, SyncKV
+from kvorum.patterns import Reindexed
 from kvorum.patterns import sync as patterns
 from kvorum.patterns.threads import Here
 
@@ -175,3 +177,101 @@ def test_flags_are_answered_in_any_thread(sync_kv: SyncKV) -> None:
         assert flags.staleness < 60
         with pytest.raises(kvorum.UnknownFlag):
             flags.is_enabled("other")
+
+
+def test_progress_of_reindexing_is_told_in_the_thread_that_called(sync_kv: SyncKV) -> None:
+    told: list[tuple[int, int]] = []
+
+    def tell(progress: Reindexed) -> None:
+        told.append((threading.get_ident(), progress.seen))
+
+    patterns.Collection(sync_kv, "user").create("1", {"city": "Rome"})
+    users = patterns.Collection(sync_kv, "user", indexes={"city": patterns.Index("city")})
+    assert users.reindex(progress=tell).changed == 1
+    assert told == [(threading.get_ident(), 1)]
+
+
+def test_keys_to_get_may_come_from_the_store_itself(sync_kv: SyncKV) -> None:
+    sync_kv.put("user:1", "Ann")
+    sync_kv.put("profile:user:1", "tall")
+    found = patterns.batch_get(sync_kv, (f"profile:{entry.key}" for entry in sync_kv.scan("user:")))
+    assert found.entries["profile:user:1"] is not None
+
+
+def test_what_runs_in_the_loop_cannot_wait_for_the_loop(sync_kv: SyncKV) -> None:
+    """Or else it and every other thread would wait for ever."""
+    users = patterns.Collection(sync_kv, "user")
+    users.create("1", {"n": 1})
+    for wait in (
+        lambda: sync_kv.get("other"),
+        lambda: list(sync_kv.scan("other")),
+        lambda: patterns.batch_put(sync_kv, iter([("other", 1)])),
+    ):
+        with pytest.raises(InvalidArgument, match="event loop"):
+            users.update("1", lambda _, wait=wait: wait())
+    assert users.get("1") is not None
+    assert sync_kv.get("other") is None
+
+
+def test_an_iterator_may_be_left_anywhere(sync_kv: SyncKV) -> None:
+    """Garbage is collected in whatever thread comes along, that of the loop included."""
+    for number in range(5):
+        sync_kv.put(f"k:{number}", number)
+    left = [patterns.Paginator(sync_kv, "k:", page_size=2).pages()]
+    next(left[0])
+
+    async def collect(_: kvorum.KV) -> None:
+        left.clear()
+
+    sync_kv.submit(collect).result(timeout=30)
+    assert sync_kv.get("k:1") is not None
+
+
+def test_an_iterator_may_be_left_after_the_store() -> None:
+    kv = kvorum.open_sync("memory:")
+    for number in range(5):
+        kv.put(f"k:{number}", number)
+    pages = patterns.Paginator(kv, "k:", page_size=2).pages()
+    next(pages)
+    kv.close()
+    assert isinstance(pages, Generator)
+    pages.close()
+
+
+@pytest.mark.parametrize("raised", [StopIteration, SystemExit])
+def test_whatever_a_function_raises_ends_the_call(
+    sync_kv: SyncKV, raised: type[BaseException]
+) -> None:
+    def fail(_: object) -> None:
+        raise raised
+
+    ended = threading.Event()
+
+    def put() -> None:
+        try:
+            patterns.batch_put(sync_kv, [("a", 1)], on_progress=fail)
+        except BaseException:  # noqa: BLE001 - of whatever kind
+            ended.set()
+
+    threading.Thread(target=put, daemon=True).start()
+    assert ended.wait(timeout=30)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("raised", [StopIteration, SystemExit])
+def test_whatever_a_function_raises_later_is_raised(raised: type[BaseException]) -> None:
+    def fail() -> None:
+        raise raised
+
+    with kvorum.open_sync("memory:") as kv:
+        here = Here(kv)
+        here.run(lambda _: asyncio.sleep(0))
+        function = here.function(fail)
+        with pytest.raises(RuntimeError, match=raised.__name__):
+            kv.submit(lambda _: function()).result(timeout=30)
+
+
+def test_what_is_no_iterable_is_refused(sync_kv: SyncKV) -> None:
+    with pytest.raises(InvalidArgument, match="int"):
+        patterns.chunked.put(sync_kv, "k", 5)  # type: ignore[arg-type]
+    assert sync_kv.list("").entries == ()

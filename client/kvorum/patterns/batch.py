@@ -139,41 +139,44 @@ OnProgress = Callable[[BatchProgress], Awaitable[object]]
 
 @overload
 async def batch_get(
-    kv: KV, keys: Iterable[Key], *, type: Literal["text"], timeout: float | None = None
+    kv: KV, keys: Keys, *, type: Literal["text"], timeout: float | None = None
 ) -> BatchEntries[str]: ...
 
 
 @overload
 async def batch_get(
-    kv: KV, keys: Iterable[Key], *, type: Literal["bytes"], timeout: float | None = None
+    kv: KV, keys: Keys, *, type: Literal["bytes"], timeout: float | None = None
 ) -> BatchEntries[bytes]: ...
 
 
 @overload
 async def batch_get(
-    kv: KV, keys: Iterable[Key], *, type: Typed[T], timeout: float | None = None
+    kv: KV, keys: Keys, *, type: Typed[T], timeout: float | None = None
 ) -> BatchEntries[T]: ...
 
 
 @overload
 async def batch_get(
-    kv: KV, keys: Iterable[Key], *, type: ValueType | None = None, timeout: float | None = None
+    kv: KV, keys: Keys, *, type: ValueType | None = None, timeout: float | None = None
 ) -> BatchEntries[Any]: ...
 
 
 async def batch_get(
-    kv: KV, keys: Iterable[Key], *, type: ValueType | None = None, timeout: float | None = None
+    kv: KV, keys: Keys, *, type: ValueType | None = None, timeout: float | None = None
 ) -> BatchEntries[Any]:
     """Read the entries of up to 1,024 keys, all at one revision, in one round trip.
 
     `LimitExceeded` for more keys, before anything is sent, and `ResultTooLarge` for entries
     of more than `limits.MAX_RESULT_BYTES` together. What can be listed, is read by `KV.scan`.
     """
-    wanted = dict.fromkeys(decode_key(encode_key(key)) for key in keys)
+    wanted: dict[str, None] = {}
     atomic = kv.atomic()
-    for number, key in enumerate(wanted):
-        _check_limit("MAX_TRANSACTION_OPERATIONS", number + 1, "keys")
-        atomic.get(key, type=type)
+    async for given in _iterate(keys):
+        key = decode_key(encode_key(given))
+        if key not in wanted:
+            wanted[key] = None
+            _check_limit("MAX_TRANSACTION_OPERATIONS", len(wanted), "keys")
+            atomic.get(key, type=type)
     if not wanted:
         raise InvalidArgument("batch_get was given no keys")
     answer = await atomic.commit(timeout=timeout)

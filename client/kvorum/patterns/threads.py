@@ -1,7 +1,9 @@
 """How `kvorum.patterns.sync` runs the patterns of an event loop for threads.
 
-Rule: what a user gives (a function, an iterable) is called in the thread that has called the
-pattern, which has nothing to do but wait. So it may block, and may use patterns itself.
+Rule: what a user gives and a pattern would await (a function, an iterable) is called in the thread
+that has called the pattern, which has nothing to do but wait. So it may block, and may use
+patterns itself. What is not awaited (the function of an index or of an update, a codec) runs in the
+loop: it computes, and calls no store, which would refuse it with `InvalidArgument`.
 """
 
 import asyncio
@@ -16,10 +18,11 @@ from collections.abc import (
     Iterator,
 )
 from concurrent.futures import Future
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar, overload
 
-from kvorum import KV, InvalidArgument, SyncKV
+from kvorum import KV, InvalidArgument, KvorumError, SyncKV
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -72,7 +75,9 @@ def iterate(kv: SyncKV, items: AsyncIterator[T]) -> Iterator[T]:
         while (item := kv.run(following)) is not _END:
             yield item
     finally:
-        kv.run(close)
+        # It may be left anywhere: where the garbage is collected, or after the store was closed.
+        with suppress(KvorumError):
+            kv.submit(close)
 
 
 class Here:
@@ -108,35 +113,11 @@ class Here:
 
         Those that are there already are taken by the loop itself.
         """
-        return items if isinstance(items, Collection) else self._take(items)
+        is_to_come = isinstance(items, Iterable) and not isinstance(items, Collection)
+        return self._take(items) if is_to_come else items
 
     def run(self, work: Callable[[KV], Awaitable[T]]) -> T:
         """Run the work in the loop, and here what it asks for."""
-        try:
-            return self._run(work)
-        finally:
-            self._leave()
-
-    def iterate(self, items: AsyncIterator[T]) -> Iterator[T]:
-        """Take from an asynchronous generator that asks for something."""
-
-        async def following(_: KV) -> Any:
-            return await anext(items, _END)
-
-        async def close(_: KV) -> None:
-            if isinstance(items, AsyncGenerator):
-                await items.aclose()
-
-        try:
-            while (item := self._run(following)) is not _END:
-                yield item
-        finally:
-            try:
-                self._run(close)
-            finally:
-                self._leave()
-
-    def _run(self, work: Callable[[KV], Awaitable[T]]) -> T:
         future = self._kv.submit(work)
         future.add_done_callback(lambda _: self._asked.put(None))
         try:
@@ -146,6 +127,8 @@ class Here:
         except BaseException:
             future.cancel()
             raise
+        finally:
+            self._leave()
 
     def _leave(self) -> None:
         with self._lock:
@@ -171,8 +154,10 @@ class Here:
             if answer.set_running_or_notify_cancel():
                 try:
                     answer.set_result(function())
-                except Exception as error:  # noqa: BLE001 - it is raised where it is awaited
-                    answer.set_exception(error)
+                except BaseException as error:  # it is raised where it is awaited
+                    answer.set_exception(_awaitable(error))
+                    if not isinstance(error, Exception):
+                        raise  # here, too: it is meant for the thread
 
         with self._lock:
             has_left = self._has_left
@@ -181,6 +166,15 @@ class Here:
         if has_left:
             _start(carry_out)
         return await asyncio.wrap_future(answer)
+
+
+def _awaitable(error: BaseException) -> Exception:
+    """The error, or one that can be raised in the loop: this one would end the loop, or be lost."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    raised = RuntimeError(f"a function that was given has raised {error.__class__.__name__}")
+    raised.__cause__ = error
+    return raised
 
 
 def _start(work: Callable[[], None]) -> None:

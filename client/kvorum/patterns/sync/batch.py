@@ -61,7 +61,10 @@ def batch_get(
     kv: SyncKV, keys: Iterable[Key], *, type: ValueType | None = None, timeout: float | None = None
 ) -> BatchEntries[Any]:
     """Like `kvorum.patterns.batch_get`."""
-    return kv.run(lambda store: waiting.batch_get(store, keys, type=type, timeout=timeout))
+    here = threads.Here(kv)
+    return here.run(
+        lambda store: waiting.batch_get(store, here.iterable(keys), type=type, timeout=timeout)
+    )
 
 
 def batch_put(

@@ -15,7 +15,7 @@ from kvorum.patterns import collection as waiting
 from kvorum.patterns import threads
 from kvorum.patterns.collection import Bound, T
 from kvorum.patterns.indexes import Index, IndexValue
-from kvorum.patterns.reindexing import Difference, Progress, Reindexed
+from kvorum.patterns.reindexing import Difference, Reindexed
 
 __all__ = ["Collection"]
 
@@ -210,13 +210,16 @@ class Collection(Generic[T]):
     def reindex(
         self,
         *,
-        progress: Progress | None = None,
+        progress: Callable[[Reindexed], None] | None = None,
         restart: bool = False,
         timeout: float | None = None,
     ) -> Reindexed:
         """Like `Collection.reindex`."""
-        return self._kv.run(
-            lambda _: self._waiting.reindex(progress=progress, restart=restart, timeout=timeout)
+        here = threads.Here(self._kv)
+        return here.run(
+            lambda _: self._waiting.reindex(
+                progress=here.function(progress), restart=restart, timeout=timeout
+            )
         )
 
     def verify(self) -> Iterator[Difference]:
