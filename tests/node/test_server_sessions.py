@@ -13,6 +13,8 @@ import pytest_asyncio
 from kvorum import limits
 from kvorum.cli.processes import free_ports
 from kvorumpb.v1 import kv_pb2
+from kvorumpb.v1.command_pb2 import Transaction
+from tests.support import commands
 from tests.support.eventually import DEADLINE_SECONDS, eventually
 from tests.support.served import config_at, failure, put_call, serving
 from tests.support.wire_client import WireClient, details, replies_of
@@ -223,3 +225,35 @@ async def test_a_request_that_is_none_is_refused(client: WireClient) -> None:
     error = await failure(read())
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert answered == [1]  # what came before is answered
+
+
+@pytest.mark.parametrize("reads", [True, False], ids=["reads", "may write"])
+async def test_large_answers_of_unary_transactions_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: bool
+) -> None:
+    """One that only reads is refused when there is no room; no entry holds it up before that."""
+    monkeypatch.setattr("kvorum.limits.MAX_REPLY_BYTES_UNDER_WAY", limits.MAX_BATCH_BYTES)
+    transaction = Transaction(operations=[commands.get(b"k")])
+    if not reads:
+        transaction.otherwise.append(commands.put(b"other"))
+    asked = kv_pb2.TxnRequest(transaction=transaction)
+    async with serving(config_at(tmp_path / "n1", free_ports(1)[0])) as (client, _):
+        await client.kv(kv_pb2.PutRequest(key=b"k", value=bytes(limits.MAX_VALUE_BYTES)))
+        unread = client.session()
+        call = kv_pb2.Call(id=1, get=kv_pb2.GetRequest(key=b"k"))
+        await unread.write(kv_pb2.SessionRequest(calls=[call]))
+
+        async def is_refused() -> bool:
+            try:
+                await client.kv(asked, seconds=60)
+            except grpc.aio.AioRpcError as error:
+                return bool(details(error)[0].reason == "OVERLOADED")
+            return False
+
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not await is_refused():  # the reply that nobody reads takes all the room
+                pass
+        unread.cancel()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while await is_refused():
+                pass

@@ -447,3 +447,13 @@ async def test_a_stream_that_dies_gives_back_its_place_among_the_replies(
         other.die()
         held.release()
         assert len((await stream.reply(1)).get.record.value) == LARGE
+
+
+async def test_reads_that_take_long_let_others_have_their_turn(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction may look at 20,000 records and return few: it is not the size that tells."""
+    monkeypatch.setattr("kvorum_node.services.session.FILL_SECONDS", 0.0)
+    await stream.send(*(Call(id=number, get=GetRequest(key=b"k")) for number in range(1, 11)))
+    await eventually(lambda: len(stream.replies) == 10)
+    assert all(len(response.replies) <= 1 for response in stream.responses)

@@ -135,7 +135,7 @@ class Dispatcher:
                 if shortage is not None and takes_space(call):
                     raise shortage
                 request = call.WhichOneof("request")
-                if _only_reads(call, request):
+                if only_reads(call):
                     _validate_read(call)
                     reads.append(call)
                 else:
@@ -320,9 +320,9 @@ class Dispatcher:
             return listing.step()
 
 
-def _only_reads(call: Call, request: str | None) -> bool:
+def only_reads(call: Call) -> bool:
     """Whether the call needs no entry in the log: it is a read, whatever its checks decide."""
-    match request:
+    match call.WhichOneof("request"):
         case "get" | "list":
             return True
         case "txn":

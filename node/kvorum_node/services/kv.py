@@ -23,6 +23,7 @@ from kvorum.status import DETAILS_KEY, from_rpc_error, from_status, to_status
 from kvorum_node.admission import RETRY_DELAY_MS
 from kvorum_node.node import Node
 from kvorum_node.services.arrival import Arrivals
+from kvorum_node.services.dispatch import only_reads
 from kvorum_node.services.session import Session
 from kvorumpb.v1 import kv_pb2
 from kvorumpb.v1.kv_pb2 import Reply
@@ -98,9 +99,10 @@ class KvService:
             try:
                 data = await self._arrivals.receive(context)
                 with self._counted(len(data)):
-                    reply = await self._execute(method, data, context)
+                    reply, may_be_refused = await self._execute(method, data, context)
                     if not reply.HasField("error"):
-                        return self._answer(method, reply, context)
+                        answer: Message = getattr(reply, method.field)
+                        return self._answer(answer, context, may_be_refused=may_be_refused)
                     error = from_status(reply.error)
                     address = error.metadata.get("address")
                     if isinstance(error, NotLeader) and address and not _was_forwarded(context):
@@ -126,7 +128,8 @@ class KvService:
         finally:
             reservation.release()
 
-    async def _execute(self, method: _Unary, data: bytes, context: Context) -> Reply:
+    async def _execute(self, method: _Unary, data: bytes, context: Context) -> tuple[Reply, bool]:
+        """The reply, and whether the call only reads: a write cannot be refused any more."""
         call = kv_pb2.Call(timeout_ms=_remaining_ms(context))
         request: Message = getattr(call, method.field)
         request.SetInParent()
@@ -134,21 +137,19 @@ class KvService:
             request.MergeFromString(data)
         except DecodeError:
             malformed = InvalidArgument(f"the request is no {method.request.__name__}")
-            return Reply(error=to_status(malformed))
-        calls = [call]
+            return Reply(error=to_status(malformed)), True
+        calls, reads = [call], only_reads(call)
         del call, request  # or else a large value would stay in memory until it is answered
         serving = self._node.dispatcher.execute(calls)
         del calls
-        return (await serving)[0]
+        return (await serving)[0], reads
 
-    def _answer(self, method: _Unary, reply: Reply, context: Context) -> Message:
-        """What the reply has, counted until it is sent if it is large. Raises Overloaded."""
-        answer: Message = getattr(reply, method.field)
+    def _answer(self, answer: Message, context: Context, *, may_be_refused: bool) -> Message:
+        """The answer, counted until it is sent if it is large. Raises Overloaded."""
         size = answer.ByteSize()
         if size > limits.MAX_BATCH_BYTES:
             replies = self._node.admission.replies
-            # What was written cannot be refused any more.
-            reservation = replies.take(size) if method.writes else replies.reserve(size)
+            reservation = replies.reserve(size) if may_be_refused else replies.take(size)
 
             def on_sent(ctx: Context) -> None:
                 del ctx

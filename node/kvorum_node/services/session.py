@@ -42,6 +42,9 @@ PATIENCE_SECONDS = limits.MAX_CALL_TIMEOUT_MS / 1000
 _COUNTED_BYTES = 2 * limits.MAX_BATCH_BYTES
 """A message above this has a large call in it: a full batch and a part have less."""
 
+FILL_SECONDS = 0.005
+"""Making replies for one message ends after this: a read in a transaction may look at very much."""
+
 _MAX_REFUSED = 64
 """Calls of which parts may still come after they were refused: of older ones, each part is told
 that nothing is known of it."""
@@ -344,7 +347,8 @@ class _Replies:
 
     def fill(self, response: SessionResponse) -> int:
         """Add what is next to the message; returns how many replies are complete with it."""
-        size = 0
+        now = asyncio.get_running_loop().time
+        size, until = 0, now() + FILL_SECONDS
         while self._small and size < limits.MAX_BATCH_BYTES:
             answer = next(self._small[0], None)
             if answer is None:
@@ -359,6 +363,8 @@ class _Replies:
                 break  # making it has taken a while: others are to have their turn
             size += len(data)
             response.replies.append(reply)
+            if now() >= until:
+                break
         completed = self._fill_part(response)
         return len(response.replies) + completed
 
