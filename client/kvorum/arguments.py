@@ -8,7 +8,7 @@ from typing import Final, Literal, TypedDict
 
 from kvorum import limits
 from kvorum.codecs import Key, encode_bound, encode_key
-from kvorum.errors import InvalidArgument, LimitExceeded
+from kvorum.errors import InvalidArgument, InvalidCursor, LimitExceeded
 from kvorumpb.v1 import kv_pb2
 from kvorumpb.v1.kv_pb2 import GetRequest, ListRequest
 from kvorumpb.v1.watch_pb2 import BeginWatch
@@ -145,8 +145,25 @@ def require(request: GetRequest | ListRequest, consistency: object, max_stalenes
     request.max_staleness_ms = max(1, int(max_staleness * 1000))
 
 
+def check_cursor(cursor: object) -> str:
+    """What a request has for it; nothing, which is the first page, for None.
+
+    Raises `InvalidCursor` for what could not even be sent: it may come from anybody.
+    """
+    if cursor is None:
+        return ""
+    if not isinstance(cursor, str):
+        raise InvalidCursor(f"the cursor is text, not {cursor.__class__.__name__}")
+    if not cursor.isascii():
+        raise InvalidCursor(
+            "the cursor is none: pass on that of the page before exactly as it came, or start "
+            "again without"
+        )
+    return cursor
+
+
 def check_limit(limit: object) -> int:
-    if not isinstance(limit, int) or limit < 1:
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
         raise InvalidArgument(f"the limit of a page is an int from 1, not {limit!r}")
     if limit > limits.MAX_PAGE_RECORDS:
         raise LimitExceeded(

@@ -114,11 +114,13 @@ def codec_of(value_type: object) -> Codec[Any]:
 def encode_value(value: Any, codec: Codec[Any], key: Key) -> bytes:
     """Raise `InvalidArgument` or `LimitExceeded`, naming the key, if it cannot be stored."""
     try:
-        data = codec.encode(value)
+        data: object = codec.encode(value)
     except Exception as error:  # noqa: BLE001 - whatever a codec raises is about the value
         reason = _reason(error)
     else:
-        return _check_size(data, key)
+        if isinstance(data, bytes):
+            return _check_size(data, key)
+        reason = f"its codec made {data.__class__.__name__} of it, not bytes"
     # Out here, as the error of the codec may show the value, and is not to come along.
     raise InvalidArgument(f"the value for {key!r} is not valid as {codec.name}: {reason}")
 

@@ -23,6 +23,7 @@ Part = str | int | datetime
 _ESCAPES: Final = {"%": "%25", ":": "%3A", "\0": "%00"}
 _ESCAPE: Final = str.maketrans(_ESCAPES)
 
+_MAX_DIGITS: Final = len(str(limits.MAX_INTEGER))
 _COMPLEMENT: Final = str.maketrans("0123456789", "9876543210")
 _PLAIN_TIME: Final = str.maketrans("", "", "-:")
 
@@ -57,7 +58,7 @@ def escape(text: str) -> str:
     Colons, percent signs and NUL are written as in URLs, everything else as it is.
     """
     if not _is_text(text):
-        raise InvalidArgument(f"a part of a key is text, and not empty: {text!r}")
+        raise InvalidArgument(f"a part of a key is text, and not empty, not {_shown(text)}")
     return text.translate(_ESCAPE)
 
 
@@ -89,7 +90,7 @@ def integer(number: int) -> str:
     number are its complements: Z2 (-7), Y87 (-12).
     """
     if not _is_integer(number):
-        raise InvalidArgument(f"an integer is wanted, not {number!r}")
+        raise InvalidArgument(f"an integer is wanted, not {_shown(number)}")
     if not limits.MIN_INTEGER <= number <= limits.MAX_INTEGER:
         raise InvalidArgument(f"{number} is beyond the range of int64")
     digits = str(abs(number))
@@ -101,7 +102,7 @@ def integer(number: int) -> str:
 def parse_integer(text: str) -> int:
     """What `integer` was given. `InvalidArgument` for other text."""
     digits = text[1:]
-    if digits.isascii() and digits.isdecimal():
+    if len(digits) <= _MAX_DIGITS and digits.isascii() and digits.isdecimal():
         number = int(digits) if text[0].islower() else -int(digits.translate(_COMPLEMENT))
         if limits.MIN_INTEGER <= number <= limits.MAX_INTEGER and integer(number) == text:
             return number
@@ -111,11 +112,15 @@ def parse_integer(text: str) -> int:
 def time(moment: datetime) -> str:
     """A time as text that sorts as times do: UTC, to the microsecond, without colons.
 
-    `InvalidArgument` if it is naive: nobody could tell when that is.
+    `InvalidArgument` if it is naive: nobody could tell when that is; or if UTC has it before
+    the year 1 or after 9999.
     """
     if not _is_aware(moment):
-        raise InvalidArgument(f"a time with a zone is wanted, not {moment!r}")
-    utc = moment.astimezone(UTC).replace(tzinfo=None)
+        raise InvalidArgument(f"a time with a zone is wanted, not {_shown(moment)}")
+    try:
+        utc = moment.astimezone(UTC).replace(tzinfo=None)
+    except OverflowError:
+        raise InvalidArgument(f"{moment} is beyond the years 1 to 9999 in UTC") from None
     return utc.isoformat(timespec="microseconds").translate(_PLAIN_TIME) + "Z"
 
 
@@ -181,6 +186,13 @@ def _is_text(given: object) -> bool:
 
 def _is_integer(given: object) -> bool:
     return isinstance(given, int) and not isinstance(given, bool)
+
+
+def _shown(given: object) -> str:
+    """What errors show of something else: what is given by mistake may be a value."""
+    if isinstance(given, str | datetime):
+        return repr(given)
+    return given.__class__.__name__
 
 
 def _is_aware(given: object) -> bool:

@@ -11,6 +11,7 @@ from kvorum.arguments import (
     ListOptions,
     ScanOptions,
     WatchOptions,
+    check_cursor,
     check_limit,
     check_past_revision,
     check_revision,
@@ -227,7 +228,7 @@ class Reader:
         request = call.list
         select(request, prefix, start=start, end=end, index=index, value=value)
         request.page_size = check_limit(limit)
-        request.page_token = cursor or ""
+        request.page_token = check_cursor(cursor)
         request.reverse, request.keys_only, request.count = reverse, keys_only, count
         request.revision = check_past_revision(revision)
         request.snapshot = snapshot

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar, Unpack, overload
 
 from kvorum import operations
-from kvorum.arguments import RangeOptions, check_limit
+from kvorum.arguments import RangeOptions, check_cursor, check_limit
 from kvorum.codecs import Codec, Key, Typed, ValueType, codec_of, decode_entry, encode_key
 from kvorum.durations import Duration
 from kvorum.entry import Entry, IndexEntry, Page
@@ -115,7 +115,7 @@ class Transaction:
         which this transaction has written is refused.
         """
         selected, codec = encode_range(prefix, start, end), self._as(type)
-        page = await self._attempt.list(selected, check_limit(limit), cursor or "")
+        page = await self._attempt.list(selected, check_limit(limit), check_cursor(cursor))
         return Page(
             entries=tuple(
                 decode_entry(record, codec)

@@ -316,3 +316,11 @@ def test_the_limit_of_a_value() -> None:
     with pytest.raises(LimitExceeded, match=r"'k' has .* kvorum\.patterns\.chunked") as caught:
         encode_value(bytes(limits.MAX_VALUE_BYTES + 1), BYTES, "k")
     assert caught.value.metadata["actual"] == str(limits.MAX_VALUE_BYTES + 1)
+
+
+@pytest.mark.parametrize("made", ["secret", 5, None])
+def test_a_codec_that_does_not_make_bytes_is_told_so(made: Any) -> None:
+    wrong: Codec[Any] = Codec("wrong", lambda _: made, bytes)
+    with pytest.raises(InvalidArgument, match=r"'k'.*not bytes") as raised:
+        encode_value("secret", wrong, "k")
+    assert "secret" not in str(raised.value)

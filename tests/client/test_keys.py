@@ -1,6 +1,8 @@
 """Keys: built, escaped, parsed, and in the order of what they were made of."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -82,3 +84,28 @@ def test_tuples_sort_as_they_are(
 ) -> None:
     encoded = keys.ordered(*one).encode(), keys.ordered(*other).encode()
     assert (encoded[0] < encoded[1]) == (one < other)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        datetime.min.replace(tzinfo=timezone(timedelta(hours=14))),
+        datetime.max.replace(tzinfo=timezone(timedelta(hours=-12))),
+    ],
+)
+def test_a_time_that_utc_does_not_have_is_refused(moment: datetime) -> None:
+    with pytest.raises(InvalidArgument, match="in UTC"):
+        keys.time(moment)
+
+
+def test_an_integer_of_very_many_digits_is_none() -> None:
+    with pytest.raises(InvalidArgument, match="no integer"):
+        keys.parse_integer("a" + "9" * 5_000)
+
+
+@pytest.mark.parametrize("work", [keys.escape, keys.integer, keys.time])
+def test_what_is_given_by_mistake_is_not_shown(work: Callable[[Any], str]) -> None:
+    """It may be a record."""
+    with pytest.raises(InvalidArgument, match="not dict") as raised:
+        work({"password": "secret"})
+    assert "secret" not in str(raised.value)

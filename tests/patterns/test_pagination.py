@@ -201,3 +201,16 @@ async def test_a_page_looks_at_what_it_holds_however_deep_it_is(memory: KV) -> N
             looked_at.append(rows)
             rows = 0
     assert looked_at == [11] * 299 + [10]
+
+
+@pytest.mark.parametrize("cursor", ["\ud800", "é", 5, b"x", "A" * 100_000])
+async def test_whatever_a_client_sends_for_a_cursor_is_told_to_be_none(kv: KV, cursor: Any) -> None:
+    with pytest.raises(InvalidCursor, match=r"^the cursor "):
+        await Paginator(kv, "user:").page(cursor)
+    with pytest.raises(InvalidCursor, match=r"^the cursor "):
+        await kv.transaction().run(lambda txn: txn.list("user:", cursor=cursor))
+
+
+async def test_a_size_is_no_truth_value(kv: KV) -> None:
+    with pytest.raises(InvalidArgument):
+        Paginator(kv, "user:", page_size=True)
