@@ -151,6 +151,8 @@ def encode_metadata(metadata: object, key: Key) -> bytes:
 
 
 def encode_index_entries(index_entries: Iterable[IndexEntry], key: Key) -> list[pb.IndexEntry]:
+    if not isinstance(index_entries, Iterable):
+        raise InvalidArgument(f"the index entries of {key!r} are an iterable of IndexEntry")
     entries = [_encode_index_entry(entry, key) for entry in index_entries]
     what = f"the number of index entries of {key!r}"
     _within(what, "MAX_INDEX_ENTRIES", limits.MAX_INDEX_ENTRIES, len(entries))

@@ -1,7 +1,10 @@
 """Batches: at once or in bulk, with a result for each item, and a place to go on from."""
 
 import asyncio
+import gc
+import itertools
 import random
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from unittest.mock import patch
@@ -12,6 +15,7 @@ from kvorum import (
     KV,
     BatchInterrupted,
     Closed,
+    Codec,
     DecodeError,
     IndexEntry,
     InvalidArgument,
@@ -364,3 +368,74 @@ async def test_what_cannot_be_is_refused_at_once(memory: KV) -> None:
         await batch_put(memory, numbered(5), skip=6)
     assert (await batch_put(memory, numbered(5), skip=5)).done == 5
     assert (await memory.list()).entries == ()
+
+
+async def test_endless_keys_are_refused_when_they_are_too_many(memory: KV) -> None:
+    with pytest.raises(LimitExceeded):
+        await batch_get(memory, (f"k{number}" for number in itertools.count()))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Put("k", 1, index_entries=("email",)),  # type: ignore[arg-type]
+        Put("k", 1, index_entries=5),  # type: ignore[arg-type]
+        Put("k", 1, metadata=5),  # type: ignore[arg-type]
+    ],
+)
+async def test_an_item_that_is_wrong_beside_its_value_fails_alone(memory: KV, wrong: Put) -> None:
+    result = await batch_put(memory, [("a", 1), wrong, ("b", 2)])
+    assert (result.changed, [failed.key for failed in result.failures]) == (2, ["k"])
+    assert isinstance(result.failures[0].error, InvalidArgument)
+
+
+@pytest.mark.parametrize("in_flight", ["8", 2.5, None, True, 65])
+async def test_how_many_are_under_way_is_a_number(memory: KV, in_flight: Any) -> None:
+    with pytest.raises(InvalidArgument, match="in_flight"):
+        await batch_put(memory, [("a", 1)], in_flight=in_flight)
+
+
+class Value:
+    """Something that tells whether it is still held."""
+
+    data: bytes
+
+
+async def test_failures_do_not_hold_the_values(memory: KV) -> None:
+    """A thousand of them may be kept, and each of its values may have 25 MiB."""
+    unfit, taken = Value(), Value()
+    taken.data = b"x"
+    held = [weakref.ref(unfit), weakref.ref(taken)]
+    codec: Codec[Any] = Codec("values", lambda value: value.data, bytes)
+    unique = IndexEntry("name", "one", unique=True)
+    await memory.put("owner", 1, index_entries=[unique])
+    result = await batch_put(
+        memory, [Put("a", unfit), Put("b", taken, index_entries=(unique,))], type=codec
+    )
+    assert [failed.key for failed in result.failures] == ["a", "b"]
+    del unfit, taken
+    gc.collect()
+    assert [one() for one in held] == [None, None]
+
+
+async def test_nothing_is_sent_after_a_cancellation(memory: KV) -> None:
+    """Not even if the last chunk under way is answered in the same turn of the event loop."""
+    loop, errors = asyncio.get_running_loop(), []
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    told = asyncio.Event()
+
+    async def cancel(progress: BatchProgress) -> None:
+        batch.cancel()
+        told.set()
+
+    async def items() -> AsyncIterator[tuple[str, int]]:
+        yield "first", 1
+        yield "second", 2
+        await asyncio.Event().wait()
+
+    batch = asyncio.create_task(batch_put(memory, items(), on_progress=cancel))
+    await told.wait()
+    with pytest.raises(asyncio.CancelledError):
+        await batch
+    assert errors == []
+    assert await memory.get("second") is None

@@ -267,3 +267,17 @@ async def test_any_text_is_a_key(kv: KV) -> None:
     assert await chunked.get(kv, "ü%/ ") == b"three"
     await chunked.delete(kv, "a")
     assert await chunked.get(kv, "a:b") == b"one"
+
+
+@pytest.mark.parametrize("wrong", [{"within": None}, {"within": "1"}, {"chunk_bytes": True}])
+async def test_what_no_write_can_have_is_refused(kv: KV, wrong: dict[str, Any]) -> None:
+    """Without an end to its time, what a crashed writer leaves would stay."""
+    with pytest.raises(InvalidArgument, match=next(iter(wrong))):
+        await chunked.put(kv, "k", b"data", **wrong)
+    assert (await kv.list("chunk", keys_only=True)).entries == ()
+
+
+async def test_a_key_that_is_too_long_for_its_chunks_is_refused_at_once(kv: KV) -> None:
+    with pytest.raises(LimitExceeded):
+        await chunked.put(kv, "k" * (limits.MAX_KEY_BYTES - len("chunked-write:")), b"data")
+    assert (await kv.list("chunk", keys_only=True)).entries == ()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -370,3 +371,32 @@ def test_a_collection_is_made_outside_of_a_loop(kv: KV) -> None:
     assert repr(Collection(kv, "user", indexes=INDEXES)) == (
         "<Collection 'user', indexes: email, city, age, place, tags>"
     )
+
+
+async def test_a_violation_is_told_whatever_bytes_are_in_the_value(kv: KV) -> None:
+    """As of a file name that is no UTF-8: errors are text, and have it written out."""
+    path = os.fsdecode(b"/tmp/\xff")
+    files = Collection(kv, "file", indexes={"path": Unique(lambda _: path)})
+    await files.create("1", {})
+    with pytest.raises(UniqueViolation) as raised:
+        await files.create("2", {})
+    assert (raised.value.index, raised.value.owner) == ("path", "1")
+
+
+@dataclass(frozen=True)
+class Town:
+    name: str
+
+
+@pytest.mark.parametrize("change", [5, {"naem": "secret"}, {5: "secret"}])
+async def test_a_change_that_is_none_is_refused(kv: KV, change: Any) -> None:
+    towns: Collection[Town] = Collection(
+        kv, "town", type=Codec("town", lambda town: town.name.encode(), lambda d: Town(d.decode()))
+    )
+    await towns.create("1", Town("Rome"))
+    with pytest.raises(InvalidArgument) as raised:
+        await towns.update("1", change)
+    assert "secret" not in str(raised.value)
+    entry = await towns.get("1")
+    assert entry is not None
+    assert (entry.value, entry.version) == (Town("Rome"), 1)

@@ -4,9 +4,10 @@ import asyncio
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -202,13 +203,14 @@ def test_what_runs_in_the_loop_cannot_wait_for_the_loop(sync_kv: SyncKV) -> None
     """Or else it and every other thread would wait for ever."""
     users = patterns.Collection(sync_kv, "user")
     users.create("1", {"n": 1})
-    for wait in (
-        lambda: sync_kv.get("other"),
-        lambda: list(sync_kv.scan("other")),
-        lambda: patterns.batch_put(sync_kv, iter([("other", 1)])),
-    ):
+    waits: list[Callable[[Any], Any]] = [
+        lambda _: sync_kv.get("other"),
+        lambda _: list(sync_kv.scan("other")),
+        lambda _: patterns.batch_put(sync_kv, iter([("other", 1)])),
+    ]
+    for wait in waits:
         with pytest.raises(InvalidArgument, match="event loop"):
-            users.update("1", lambda _, wait=wait: wait())
+            users.update("1", wait)
     assert users.get("1") is not None
     assert sync_kv.get("other") is None
 

@@ -217,9 +217,7 @@ async def batch_put(
     def encode(position: int, given: Item) -> _Item:
         put = given if isinstance(given, Put) else Put(*_pair(given))
         key, value = encode_key(put.key), encode_value(put.value, codec, put.key)
-        size = len(key) + len(value) + len(put.metadata or b"")
-        for entry in put.index_entries or ():
-            size += len(entry.index) + len(entry.value)
+        size = len(key) + len(value) + _size_beside(put)
 
         def write(atomic: Atomic) -> None:
             atomic.put(
@@ -277,6 +275,10 @@ class _Item:
     error: KvorumError | None = None
     changed: bool = False
 
+    def fail(self, error: KvorumError) -> None:
+        # The traceback would hold the value for as long as the result is kept.
+        self.error = error.with_traceback(None)
+
     @property
     def result(self) -> ItemResult:
         return ItemResult(self.position, self.key, self.changed, self.error)
@@ -312,7 +314,7 @@ class _Batch:
         on_progress: OnProgress | None,
         timeout: float | None,
     ) -> None:
-        if isinstance(in_flight, bool) or not 1 <= in_flight <= MAX_IN_FLIGHT:
+        if not 1 <= check_count("in_flight", in_flight) <= MAX_IN_FLIGHT:
             raise InvalidArgument(f"in_flight is an int from 1 to {MAX_IN_FLIGHT}")
         self._kv = kv
         self._encode = encode
@@ -363,6 +365,9 @@ class _Batch:
         try:
             async for position, given in self._unsettled(source):
                 await self._take(self._encode_or_fail(position, given))
+        except asyncio.CancelledError:
+            self._gathering = _Chunk()  # or else the last of those under way would begin with it
+            raise
         except Exception as error:  # noqa: BLE001 - of whatever kind, what came before it is written
             failure = error
         await self._send_when_there_is_room()
@@ -383,7 +388,9 @@ class _Batch:
         try:
             return self._encode(position, given)
         except InvalidArgument as error:
-            return _Item(position, _name(given), 0, None, error)
+            item = _Item(position, _name(given), 0, None)
+            item.fail(error)
+            return item
 
     async def _take(self, item: _Item) -> None:
         if not self._gathering.has_room_for(item):
@@ -441,7 +448,7 @@ class _Batch:
                 try:
                     item.write(atomic)
                 except InvalidArgument as error:
-                    item.error = error
+                    item.fail(error)
                 else:
                     sent.append(item)
         try:
@@ -449,7 +456,7 @@ class _Batch:
                 await self._commit(atomic, sent)
         except (OperationFailed, InvalidArgument) as error:
             if len(sent) == 1:
-                sent[0].error = error
+                sent[0].fail(error)
             else:
                 middle = len(sent) // 2
                 await self._write(sent[:middle])
@@ -481,6 +488,15 @@ async def _iterate(source: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[
     else:
         for one in source:
             yield one
+
+
+def _size_beside(put: Put) -> int:
+    """Of what a record has beside key and value."""
+    try:
+        entries = sum(len(one.index) + len(one.value) for one in put.index_entries or ())
+        return len(put.metadata or b"") + entries
+    except (AttributeError, TypeError):
+        return 0  # it is refused when it is put into a transaction
 
 
 def _pair(given: object) -> tuple[Key, Any]:

@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from kvorum import limits
-from kvorum.codecs import Codec
-from kvorum.durations import Duration, encode_ttl
+from kvorum.codecs import Codec, encode_key
+from kvorum.durations import Duration, encode_duration, encode_ttl
 from kvorum.errors import Conflict, DeadlineExceeded, DecodeError, InvalidArgument, LimitExceeded
 from kvorum.keys import build, escape
 from kvorum.kv import KV
@@ -94,6 +94,7 @@ async def put(
     """
     _check(key, data, chunk_bytes)
     encode_ttl(ttl)
+    encode_duration("within", within)
     # A revision is a number that the store gives once.
     generation = await kv.put(_write(key), b"", ttl=within, type="bytes", timeout=timeout)
     digest, size, count = hashlib.sha256(), 0, 0
@@ -220,10 +221,15 @@ async def _cut(key: str, data: bytes | AsyncIterable[bytes], size: int) -> Async
 
 
 def _check(key: str, data: object, chunk_bytes: object) -> None:
-    if not isinstance(chunk_bytes, int) or not 1 <= chunk_bytes <= MAX_CHUNK_BYTES:
+    if (
+        isinstance(chunk_bytes, bool)
+        or not isinstance(chunk_bytes, int)
+        or not 1 <= chunk_bytes <= MAX_CHUNK_BYTES
+    ):
         raise InvalidArgument(
             f"chunk_bytes is an int from 1 to {MAX_CHUNK_BYTES}, not {chunk_bytes!r}"
         )
+    encode_key(_chunk(key, limits.MAX_INTEGER, MAX_CHUNKS))  # none of its keys is longer
     if isinstance(data, bytes):
         _check_count(key, -(-len(data) // chunk_bytes))
     elif not isinstance(data, AsyncIterable):

@@ -385,18 +385,31 @@ class Collection(Generic[T]):
 
 def _changed(value: T, change: Callable[[T], T] | Mapping[str, Any]) -> T:
     changed: Any
-    if not isinstance(change, Mapping):
+    if isinstance(change, Mapping):
+        changed = _with_fields(value, change)
+    elif callable(change):
         changed = change(value)
         if changed is None:
             raise InvalidArgument("the function of an update returns the new value, and not None")
-    elif isinstance(value, Mapping):
-        changed = {**value, **change}
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changed = dataclasses.replace(value, **change)
-    elif hasattr(value, "__replace__"):  # what models have for copy.replace
-        changed = value.__replace__(**change)
     else:
         raise InvalidArgument(
-            f"fields of {value.__class__.__name__} cannot be given new values: give a function"
+            f"an update takes a mapping of fields, or a function, not {change.__class__.__name__}"
         )
     return changed  # type: ignore[no-any-return]  # it is like `value`
+
+
+def _with_fields(value: Any, fields: Mapping[str, Any]) -> Any:
+    if isinstance(value, Mapping):
+        return {**value, **fields}
+    kind = value.__class__.__name__
+    try:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.replace(value, **fields)
+        if hasattr(value, "__replace__"):  # what models have for copy.replace
+            return value.__replace__(**fields)
+    except (TypeError, ValueError):  # which may show the values
+        names = ", ".join(map(str, fields))
+        raise InvalidArgument(
+            f"{kind} does not take these fields, or their values: {names}"
+        ) from None
+    raise InvalidArgument(f"fields of {kind} cannot be given new values: give a function")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, TypeAlias, TypeVar
 
 from kvorum import keys
+from kvorum.codecs import encode_bound
 from kvorum.entry import Entry, IndexEntry
 from kvorum.errors import InvalidArgument, UniqueViolation
 
@@ -176,7 +177,9 @@ class Schema:
     def taken(self, error: UniqueViolation, value: Any) -> Place | None:
         """The place that a record with this value wanted, and another one has."""
         for place in self.places(value):
-            if (place.entry.index, place.entry.value) == (error.index, error.value):
+            # An error is text: bytes that are none are written out in it.
+            shown = encode_bound(place.entry.value).decode(errors="backslashreplace")
+            if (place.entry.index, shown) == (error.index, error.value):
                 return place
         return None
 

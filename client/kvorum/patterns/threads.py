@@ -108,13 +108,14 @@ class Here:
 
         return call
 
-    def iterable(self, items: Iterable[T]) -> Any:
+    def iterable(self, items: object) -> Any:
         """Items of the user, for the loop: asked for there, and taken here.
 
         Those that are there already are taken by the loop itself.
         """
-        is_to_come = isinstance(items, Iterable) and not isinstance(items, Collection)
-        return self._take(items) if is_to_come else items
+        if isinstance(items, Iterable) and not isinstance(items, Collection):
+            return self._take(items)
+        return items
 
     def run(self, work: Callable[[KV], Awaitable[T]]) -> T:
         """Run the work in the loop, and here what it asks for."""
