@@ -378,9 +378,9 @@ async def test_endless_keys_are_refused_when_they_are_too_many(memory: KV) -> No
 @pytest.mark.parametrize(
     "wrong",
     [
-        Put("k", 1, index_entries=("email",)),  # type: ignore[arg-type]
-        Put("k", 1, index_entries=5),  # type: ignore[arg-type]
-        Put("k", 1, metadata=5),  # type: ignore[arg-type]
+        Put("k", 1, index_entries=("email",)),  # type: ignore[arg-type]  # it is wrong
+        Put("k", 1, index_entries=5),  # type: ignore[arg-type]  # it is wrong
+        Put("k", 1, metadata=5),  # type: ignore[arg-type]  # it is wrong
     ],
 )
 async def test_an_item_that_is_wrong_beside_its_value_fails_alone(memory: KV, wrong: Put) -> None:

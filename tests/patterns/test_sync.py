@@ -275,5 +275,5 @@ def test_whatever_a_function_raises_later_is_raised(raised: type[BaseException])
 
 def test_what_is_no_iterable_is_refused(sync_kv: SyncKV) -> None:
     with pytest.raises(InvalidArgument, match="int"):
-        patterns.chunked.put(sync_kv, "k", 5)  # type: ignore[arg-type]
+        patterns.chunked.put(sync_kv, "k", 5)  # type: ignore[arg-type]  # it is wrong
     assert sync_kv.list("").entries == ()

@@ -14,7 +14,7 @@ yet, and then switches the head in one transaction. That gives the new chunks th
 head, and ends that of the old ones. Before it, the new ones have a time to live: so a writer
 that crashes, at whatever moment, leaves nothing behind for long. A reader reads all chunks at the
 revision at which it saw the head: overwritten, deleted and expired ones are in the store's
-history for as long as it is kept.
+history for as long as it is kept; and after that those that are still there, which are the same.
 """
 
 import hashlib
@@ -26,7 +26,14 @@ from typing import Final
 from kvorum import limits
 from kvorum.codecs import Codec, encode_key
 from kvorum.durations import Duration, encode_duration, encode_ttl
-from kvorum.errors import Conflict, DeadlineExceeded, DecodeError, InvalidArgument, LimitExceeded
+from kvorum.errors import (
+    Compacted,
+    Conflict,
+    DeadlineExceeded,
+    DecodeError,
+    InvalidArgument,
+    LimitExceeded,
+)
 from kvorum.keys import build, escape
 from kvorum.kv import KV
 
@@ -120,9 +127,10 @@ async def read(kv: KV, key: str, *, timeout: float | None = None) -> AsyncIterat
     """Iterate over the data, a chunk at a time; over nothing if the key is absent.
 
     It is that of one write, whatever happens meanwhile. Takes a round trip for the head and one
-    for each chunk; `timeout` is that of a round trip. Raises `Compacted` if what it reads was
-    overwritten, deleted or expired so long ago that the store has forgotten it, and
-    `DecodeError` if it is not what was written; the last part comes when that is known.
+    for each chunk (two, of a reader slower than history is long); `timeout` is that
+    of a round trip. Raises `Compacted` if what it reads was overwritten, deleted or expired so
+    long ago that the store has forgotten it, and `DecodeError` if it is not what was written; the
+    last part comes when that is known.
     """
     found = await _find(kv, key, timeout)
     if found is not None:
@@ -188,8 +196,7 @@ async def _read(
 ) -> AsyncIterator[bytes]:
     digest = hashlib.sha256()
     for number, name in enumerate(_chunks(key, head)):
-        entry = await kv.get(name, revision=revision, type="bytes", timeout=timeout)
-        part = b"" if entry is None else entry.value
+        part = await _part(kv, name, revision, timeout)
         digest.update(part)
         is_last = number == head.chunks - 1
         if len(part) != (
@@ -199,6 +206,18 @@ async def _read(
         if is_last and digest.hexdigest() != head.sha256:
             raise _damaged(key, "the checksum is another one")
         yield part
+
+
+async def _part(kv: KV, name: str, revision: int, timeout: float | None) -> bytes:
+    """A chunk as it was at the revision; nothing if it is missing."""
+    try:
+        entry = await kv.get(name, revision=revision, type="bytes", timeout=timeout)
+    except Compacted:
+        # No chunk is written twice: if it is still there, it is the same.
+        entry = await kv.get(name, type="bytes", timeout=timeout)
+        if entry is None:
+            raise
+    return b"" if entry is None else entry.value
 
 
 async def _cut(key: str, data: bytes | AsyncIterable[bytes], size: int) -> AsyncIterator[bytes]:
