@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 import kvorum
+from kvorum import limits
 from kvorum.cli.processes import free_ports
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +70,8 @@ def shop_target(request: pytest.FixtureRequest) -> str | None:
         return None
     target: str = request.getfixturevalue("local_cluster").target
     with kvorum.open_sync(target, timeout=30) as kv:
-        kv.delete_range(start="")
+        while kv.delete_range(start="", limit=limits.MAX_RANGE_RECORDS):
+            pass
     return target
 
 

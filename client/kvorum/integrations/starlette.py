@@ -183,7 +183,7 @@ class RateLimitMiddleware:
         headers = _rate_limit_headers([limiter for limiter, _, _ in checks], decisions)
         answer = self._app
         if not decisions:
-            refusal = answer = self._refusal(connection, decisions)
+            answer = refusal = self._refusal(connection, decisions)
             refusal.headers["Retry-After"] = str(max(1, ceil(decisions.retry_after)))
         await _answer(answer, scope, receive, _with_headers(send, headers))
 
