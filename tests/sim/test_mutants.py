@@ -16,7 +16,6 @@ SOON = {
     "catch-up-from-the-newest",
     "change-before-the-last-one",
     "commit-by-counting",
-    "commit-without-own-sync",
     "compact-one-more",
     "drop-what-has-no-room",
     "forget-the-vote",
