@@ -1,6 +1,7 @@
 """Lists and scans through the public interface: what they select, and what entries say."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -23,6 +24,7 @@ from kvorum import (
 )
 from kvorum.backends import Feed
 from kvorum.entry import instant
+from kvorum_node.machine import Listing
 from kvorumpb.v1.kv_pb2 import Call, Reply
 from kvorumpb.v1.watch_pb2 import BeginWatch
 from tests.client.conftest import Compact
@@ -207,6 +209,13 @@ async def test_a_count_does_not_hold_up_other_calls(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("kvorum_node.machine.listing.SLICE_RECORDS", 1)
+    step = Listing.step
+
+    def slow_step(listing: Listing) -> bool:
+        time.sleep(0.0005)  # what a slice of many records costs: the whole is a second of work
+        return step(listing)
+
+    monkeypatch.setattr(Listing, "step", slow_step)
     async with kvorum.open(place if place == "memory:" else tmp_path / place) as kv:
         await asyncio.gather(*(kv.put(f"{at:04}", at) for at in range(2000)))
         counting = asyncio.create_task(kv.list(limit=1, count=True))
