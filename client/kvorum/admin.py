@@ -235,7 +235,7 @@ class ClusterAdmin:
                     raise NoNodeReachable(f"no node answers: asked {', '.join(asked)}", nodes=asked)
                 raise NoLeader(
                     f"no node leads: asked {', '.join(asked)}. Is a majority of the voters running?"
-                    ' docs/operations.md, "The majority is lost", says what to do if it never will'
+                    " docs/operations/recovering-a-lost-quorum.md says what to do if it never will"
                 )
             await asyncio.sleep(PAUSE_SECONDS)
 

@@ -27,14 +27,23 @@ class NodeConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
-    """Of this node, an n and a number. Belongs to the data directory for ever."""
+    name: str = ""
+    """Of this node, an n and a number. Belongs to the data directory for ever. Empty: it is the
+    one that the data directory has; a new one gets it from the cluster that it joins."""
 
     data_dir: Path
     """Where the node keeps everything. Never shared, never copied to another node."""
 
     listen: str
     """host:port to serve clients and peers on."""
+
+    admin_listen: str = ""
+    """host:port for plain HTTP: /livez, /readyz, /metrics. Empty: none. It shows no data; who
+    reaches it can see how the node fares."""
+
+    peer_port: int = Field(default=0, ge=0, le=65_535)
+    """Where every member listens for its peers alone, on the host of its address; the same on all
+    of them. So a firewall can keep others away from what only members say. 0: on `listen`, too."""
 
     advertise: str = ""
     """host:port under which others reach this node; if empty, its entry in `cluster`, or
@@ -78,6 +87,12 @@ class NodeConfig(BaseModel):
     min_free_bytes: int = Field(default=MIN_FREE_BYTES, ge=0)
     """What is to be left in the file system of the data directory; the same happens below it.
     Smaller: a disk that is filled quickly may stop the node before it notices. 0: it will."""
+
+    memory_bytes: int = Field(default=0, ge=0)
+    """What the process may take, as a container's limit: RocksDB's caches are sized from it. 0:
+    they have their usual size. Too large: the system kills the node; smaller: more reads go to
+    the disk."""
+
     verify_interval_seconds: float = Field(default=86_400.0, ge=0, le=366 * 86_400.0)
     """How often the leader has all members compare what they hold; 0 is never. Each of them reads
     its whole state then, for at most a quarter of its time."""
@@ -88,8 +103,14 @@ class NodeConfig(BaseModel):
     @field_validator("name")
     @classmethod
     def _is_name(cls, name: str) -> str:
-        parse_name(name)
+        if name:
+            parse_name(name)
         return name
+
+    @field_validator("admin_listen")
+    @classmethod
+    def _is_listening_address(cls, address: str) -> str:
+        return check_address(address) if address else address
 
     @field_validator("listen")
     @classmethod
@@ -123,6 +144,8 @@ class NodeConfig(BaseModel):
                 "cluster and join exclude each other: cluster is for the nodes that a cluster"
                 " begins with, join for one that was added to it"
             )
+        if self.cluster and not self.name:
+            raise ValueError("name is missing: cluster has to say which of its members this is")
         if self.cluster and self.name not in self.cluster:
             raise ValueError(f"{self.name} is not among the members: {', '.join(self.cluster)}")
         if self.cluster and self.advertise and self.advertise != self.cluster[self.name]:
@@ -135,6 +158,11 @@ class NodeConfig(BaseModel):
                 f"listen is {self.listen}, which means every address of this machine: to join,"
                 " the setting advertise has to say at which of them the others reach the node"
             )
+        if len(set(self._ports)) < len(self._ports):
+            raise ValueError(
+                f"listen ({self.listen}), admin_listen ({self.admin_listen or 'none'}) and"
+                f" peer_port ({self.peer_port or 'none'}) need ports of their own"
+            )
         if self.election_timeout_ms < 6 * self.tick_ms:
             raise ValueError(
                 f"election_timeout_ms ({self.election_timeout_ms}) must be at least 6 tick_ms"
@@ -146,6 +174,12 @@ class NodeConfig(BaseModel):
                 f" ({self.log_max_bytes}), or 0: the log alone would reach it"
             )
         return self
+
+    @property
+    def _ports(self) -> list[str]:
+        """Which it binds, each of them once."""
+        addresses = (self.listen, self.admin_listen, f":{self.peer_port or ''}")
+        return [port for port in (one.rpartition(":")[2] for one in addresses) if port]
 
     @property
     def node_id(self) -> NodeId:

@@ -316,8 +316,8 @@ def state_corrupt(node: NodeId, index: Index) -> StateCorrupt:
     return StateCorrupt(
         f"the state of {name} differs from what the majority held at index {index}: its disk or its"
         f" memory has altered it. Replace {name}: add a new member with `kvorum member add"
-        f" HOST:PORT`, and remove this one with `kvorum member remove {name}`. docs/operations.md,"
-        ' "A node holds something else", says how',
+        f" HOST:PORT`, and remove this one with `kvorum member remove {name}`."
+        " docs/operations/replacing-a-node.md says how",
         node=name,
         index=index,
     )

@@ -50,6 +50,8 @@ def test_there_is_a_flag_for_every_setting(started: list[NodeConfig]) -> None:
         "name": "n1",
         "data_dir": "d",
         "listen": "0.0.0.0:7101",
+        "admin_listen": "127.0.0.1:7180",
+        "peer_port": "7102",
         "advertise": "127.0.0.1:7101",
         "cluster": CLUSTER,
         "cluster_name": "test",
@@ -62,6 +64,7 @@ def test_there_is_a_flag_for_every_setting(started: list[NodeConfig]) -> None:
         "history_seconds": "60.5",
         "quota_bytes": "9000000",
         "min_free_bytes": "0",
+        "memory_bytes": "1000000000",
         "log_level": "debug",
         "log_format": "json",
     }

@@ -119,6 +119,16 @@ def test_it_does_not_change() -> None:
             QUOTA_BELOW_THE_LOG,
         ),
         ({"cluster_name": ""}, "cluster_name: String should have at least 1 character"),
+        ({"name": ""}, ": name is missing: cluster has to say which of its members this is"),
+        (
+            {"admin_listen": "0.0.0.0:7100"},
+            ": listen (0.0.0.0:7100), admin_listen (0.0.0.0:7100) and peer_port (none) need ports of their"
+            " own",
+        ),
+        (
+            {"peer_port": 7100},
+            ": listen (0.0.0.0:7100), admin_listen (none) and peer_port (7100) need ports of their own",
+        ),
         ({"colour": "blue"}, "colour: Extra inputs are not permitted"),
         ({"log_level": "loud"}, "log_level: Input should be 'debug', 'info', 'warning' or 'error'"),
         ({"log_format": "xml"}, "log_format: Input should be 'text' or 'json'"),
@@ -128,7 +138,7 @@ def test_what_does_not_fit_is_named(changes: dict[str, Any], expected: str) -> N
     assert problem(**changes) == expected
 
 
-@pytest.mark.parametrize("missing", ["name", "data_dir", "listen"])
+@pytest.mark.parametrize("missing", ["data_dir", "listen"])
 def test_what_is_needed_must_be_said(missing: str) -> None:
     settings = {"name": "n1", "data_dir": "d", "listen": "h1:7100", "cluster": CLUSTER}
     del settings[missing]

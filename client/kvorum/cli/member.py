@@ -30,7 +30,7 @@ FORCE_HINT: Final = (
     "With --force it is begun all the same. From then on the cluster needs a majority of the voters"
     " before the change, and one of those after it. While either does not answer, nobody is served"
     " and no member can be changed, nor is this taken back. If they never answer again, what is"
-    ' left is `kvorum recover`: docs/operations.md, "The majority is lost".'
+    " left is `kvorum recover`: docs/operations/recovering-a-lost-quorum.md."
 )
 NOT_STARTED: Final = "waiting to be started"
 

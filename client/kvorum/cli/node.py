@@ -32,6 +32,18 @@ def _option(variable: str, text: str, metavar: str | None = None) -> Any:
 
 
 # What would make the list below too long to read.
+AdminOption = Annotated[
+    str | None,
+    _option("ADMIN_LISTEN", "Plain HTTP: /livez, /readyz, /metrics.", "host:port"),
+]
+PeerPortOption = Annotated[
+    str | None,
+    _option("PEER_PORT", "Where every member listens for its peers alone.", "port"),
+]
+MemoryOption = Annotated[
+    str | None,
+    _option("MEMORY_BYTES", "What the process may take: sizes its caches.", "bytes"),
+]
 VerifyIntervalOption = Annotated[
     str | None,
     _option("VERIFY_INTERVAL_SECONDS", "How often members compare what they hold; 0 is never."),
@@ -69,6 +81,8 @@ def node(
     listen: Annotated[
         str | None, _option("LISTEN", "Where to serve clients and peers.", "host:port")
     ] = None,
+    admin_listen: AdminOption = None,
+    peer_port: PeerPortOption = None,
     advertise: Annotated[
         str | None,
         _option("ADVERTISE", "Where others reach it, if not there.", "host:port"),
@@ -98,6 +112,7 @@ def node(
         _option("LOG_MAX_BYTES", "Beyond it the older half of the log is dropped.", "bytes"),
     ] = None,
     log_max_entries: Annotated[str | None, _option("LOG_MAX_ENTRIES", "Or beyond so many.")] = None,
+    memory_bytes: MemoryOption = None,
     verify_interval_seconds: VerifyIntervalOption = None,
     history_seconds: HistoryOption = None,
     quota_bytes: QuotaOption = None,

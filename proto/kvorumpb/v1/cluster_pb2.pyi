@@ -156,6 +156,7 @@ class GetStatusResponse(_message.Message):
     WATCHES_FIELD_NUMBER: _builtins.int
     FREE_BYTES_FIELD_NUMBER: _builtins.int
     MIN_FREE_BYTES_FIELD_NUMBER: _builtins.int
+    ACTIVITY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     cluster_id: _builtins.str
     version: _builtins.str
@@ -194,6 +195,8 @@ class GetStatusResponse(_message.Message):
     def alarms(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alarm]:
         """What is wrong now, as far as the node knows. Empty if nothing is."""
 
+    @_builtins.property
+    def activity(self) -> Global___Activity: ...
     def __init__(
         self,
         *,
@@ -219,16 +222,242 @@ class GetStatusResponse(_message.Message):
         watches: _builtins.int = ...,
         free_bytes: _builtins.int | None = ...,
         min_free_bytes: _builtins.int = ...,
+        activity: Global___Activity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "free_bytes", b"free_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "activity", b"activity", "free_bytes", b"free_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "alarms", b"alarms", "applied_index", b"applied_index", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "first_index", b"first_index", "free_bytes", b"free_bytes", "last_index", b"last_index", "leader", b"leader", "log_bytes", b"log_bytes", "log_time_ms", b"log_time_ms", "members", b"members", "members_changing", b"members_changing", "min_free_bytes", b"min_free_bytes", "name", b"name", "oldest_revision", b"oldest_revision", "quota_bytes", b"quota_bytes", "revision", b"revision", "role", b"role", "store_bytes", b"store_bytes", "term", b"term", "version", b"version", "watches", b"watches"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes", "activity", b"activity", "alarms", b"alarms", "applied_index", b"applied_index", "cluster_id", b"cluster_id", "commit_index", b"commit_index", "first_index", b"first_index", "free_bytes", b"free_bytes", "last_index", b"last_index", "leader", b"leader", "log_bytes", b"log_bytes", "log_time_ms", b"log_time_ms", "members", b"members", "members_changing", b"members_changing", "min_free_bytes", b"min_free_bytes", "name", b"name", "oldest_revision", b"oldest_revision", "quota_bytes", b"quota_bytes", "revision", b"revision", "role", b"role", "store_bytes", b"store_bytes", "term", b"term", "version", b"version", "watches", b"watches"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__free_bytes: _TypeAlias = _typing.Literal["free_bytes"]  # noqa: Y015
     _WhichOneofArgType__free_bytes: _TypeAlias = _typing.Literal["_free_bytes", b"_free_bytes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__free_bytes) -> _WhichOneofReturnType__free_bytes | None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class Activity(_message.Message):
+    """What a node has done since it was started. Two readings give a rate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    UPTIME_MS_FIELD_NUMBER: _builtins.int
+    READS_FIELD_NUMBER: _builtins.int
+    WRITES_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    CHANGES_TOLD_FIELD_NUMBER: _builtins.int
+    READ_LATENCY_FIELD_NUMBER: _builtins.int
+    WRITE_LATENCY_FIELD_NUMBER: _builtins.int
+    SYNC_LATENCY_FIELD_NUMBER: _builtins.int
+    APPLY_LATENCY_FIELD_NUMBER: _builtins.int
+    uptime_ms: _builtins.int
+    reads: _builtins.int
+    """Calls that were answered, as their clients count them: a message has many."""
+    writes: _builtins.int
+    failures: _builtins.int
+    """Of both, those that were answered with an error of the node (its fault, or a limit), not
+    with a failed check.
+    """
+    changes_told: _builtins.int
+    """Revisions that were sent to watches."""
+    @_builtins.property
+    def read_latency(self) -> Global___Latencies:
+        """From the arrival of a call to its answer."""
+
+    @_builtins.property
+    def write_latency(self) -> Global___Latencies: ...
+    @_builtins.property
+    def sync_latency(self) -> Global___Latencies:
+        """Of the log, one for all that was pending."""
+
+    @_builtins.property
+    def apply_latency(self) -> Global___Latencies:
+        """Of what was committed to the state, one batch a turn."""
+
+    def __init__(
+        self,
+        *,
+        uptime_ms: _builtins.int = ...,
+        reads: _builtins.int = ...,
+        writes: _builtins.int = ...,
+        failures: _builtins.int = ...,
+        changes_told: _builtins.int = ...,
+        read_latency: Global___Latencies | None = ...,
+        write_latency: Global___Latencies | None = ...,
+        sync_latency: Global___Latencies | None = ...,
+        apply_latency: Global___Latencies | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["apply_latency", b"apply_latency", "read_latency", b"read_latency", "sync_latency", b"sync_latency", "write_latency", b"write_latency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apply_latency", b"apply_latency", "changes_told", b"changes_told", "failures", b"failures", "read_latency", b"read_latency", "reads", b"reads", "sync_latency", b"sync_latency", "uptime_ms", b"uptime_ms", "write_latency", b"write_latency", "writes", b"writes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Activity: _TypeAlias = Activity  # noqa: Y015
+
+@_typing.final
+class Latencies(_message.Message):
+    """A histogram: how many took at most so long."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BOUNDS_SECONDS_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    SUM_SECONDS_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    sum_seconds: _builtins.float
+    @_builtins.property
+    def bounds_seconds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Upper bounds in seconds, ascending; what took longer is counted in `count` alone."""
+
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """As many as there are bounds; each counts what is above the bound before it."""
+
+    def __init__(
+        self,
+        *,
+        bounds_seconds: _abc.Iterable[_builtins.float] | None = ...,
+        counts: _abc.Iterable[_builtins.int] | None = ...,
+        count: _builtins.int = ...,
+        sum_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bounds_seconds", b"bounds_seconds", "count", b"count", "counts", b"counts", "sum_seconds", b"sum_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Latencies: _TypeAlias = Latencies  # noqa: Y015
+
+@_typing.final
+class SaveSnapshotRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    namespace: _builtins.str
+    def __init__(
+        self,
+        *,
+        namespace: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["namespace", b"namespace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SaveSnapshotRequest: _TypeAlias = SaveSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class SaveSnapshotResponse(_message.Message):
+    """In this order: one header, chunks of up to 1 MiB, one trailer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    TRAILER_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    @_builtins.property
+    def header(self) -> Global___BackupHeader: ...
+    @_builtins.property
+    def trailer(self) -> Global___BackupTrailer: ...
+    def __init__(
+        self,
+        *,
+        header: Global___BackupHeader | None = ...,
+        chunk: _builtins.bytes = ...,
+        trailer: Global___BackupTrailer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part", "trailer", b"trailer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "chunk", "trailer"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___SaveSnapshotResponse: _TypeAlias = SaveSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class BackupHeader(_message.Message):
+    """What a snapshot is of. It is also what a snapshot file begins with."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_ID_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    LOG_TIME_MS_FIELD_NUMBER: _builtins.int
+    TAKEN_AT_MS_FIELD_NUMBER: _builtins.int
+    ESTIMATED_BYTES_FIELD_NUMBER: _builtins.int
+    cluster_id: _builtins.str
+    node: _builtins.str
+    """Who gave it ("n2"), and the version of its software."""
+    version: _builtins.str
+    index: _builtins.int
+    """The last entry that the state has applied."""
+    term: _builtins.int
+    revision: _builtins.int
+    log_time_ms: _builtins.int
+    taken_at_ms: _builtins.int
+    """The node's wall clock, in milliseconds since the Unix epoch."""
+    estimated_bytes: _builtins.int
+    """About what the chunks will have together, for a progress bar; 0 if nobody knows."""
+    def __init__(
+        self,
+        *,
+        cluster_id: _builtins.str = ...,
+        node: _builtins.str = ...,
+        version: _builtins.str = ...,
+        index: _builtins.int = ...,
+        term: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        log_time_ms: _builtins.int = ...,
+        taken_at_ms: _builtins.int = ...,
+        estimated_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "estimated_bytes", b"estimated_bytes", "index", b"index", "log_time_ms", b"log_time_ms", "node", b"node", "revision", b"revision", "taken_at_ms", b"taken_at_ms", "term", b"term", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupHeader: _TypeAlias = BackupHeader  # noqa: Y015
+
+@_typing.final
+class BackupTrailer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKSUM_FIELD_NUMBER: _builtins.int
+    CONTENT_BYTES_FIELD_NUMBER: _builtins.int
+    CONTENT_HASH_FIELD_NUMBER: _builtins.int
+    RECORD_COUNT_FIELD_NUMBER: _builtins.int
+    checksum: _builtins.bytes
+    """Over all that the chunks have, in their order: BLAKE2b, 32 bytes."""
+    content_bytes: _builtins.int
+    content_hash: _builtins.bytes
+    """GetContentHashResponse.hash and record_count of the same state."""
+    record_count: _builtins.int
+    def __init__(
+        self,
+        *,
+        checksum: _builtins.bytes = ...,
+        content_bytes: _builtins.int = ...,
+        content_hash: _builtins.bytes = ...,
+        record_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checksum", b"checksum", "content_bytes", b"content_bytes", "content_hash", b"content_hash", "record_count", b"record_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BackupTrailer: _TypeAlias = BackupTrailer  # noqa: Y015
 
 @_typing.final
 class Alarm(_message.Message):
