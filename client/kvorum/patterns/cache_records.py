@@ -22,15 +22,22 @@ import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from kvorum import keys, limits
 from kvorum.atomic import Atomic
-from kvorum.codecs import ValueType
+from kvorum.codecs import Codec, ValueType, codec_of, decode_value
 from kvorum.durations import Duration, to_seconds
 from kvorum.entry import Entry
-from kvorum.errors import Compacted, Conflict, InvalidArgument, KvorumError, LimitExceeded
+from kvorum.errors import (
+    Compacted,
+    Conflict,
+    DecodeError,
+    InvalidArgument,
+    KvorumError,
+    LimitExceeded,
+)
 from kvorum.kv import KV
 
 T = TypeVar("T")
@@ -70,10 +77,12 @@ class Seen(Generic[T]):
     """What one read has found, at one revision."""
 
     revision: int
+    entry_revision: int
+    """Of the entry as it is stored, whether it is good or not; 0 if there is none."""
     entry: Entry[T] | None
-    """As it is stored, whether it is good or not."""
+    """The entry, if its value is of the type."""
     is_valid: bool
-    """There is an entry, and no tag of it was invalidated since."""
+    """It is there, and no tag of it was invalidated since."""
     is_fresh: bool
     """It is valid, and its time is not over."""
     lease_seconds: float | None
@@ -120,7 +129,7 @@ class Records(Generic[T]):
         self._name = name
         self._max_ttl_seconds = to_seconds(max_ttl_ms)
         self._lease_seconds = to_seconds(lease_ms)
-        self._type = type
+        self._codec: Codec[T] = codec_of(kv.value_type if type is None else type)
         self._remembered: OrderedDict[str, tuple[str, ...]] = OrderedDict()
         """By key, the other records that say whether its entry is good, as it was seen last."""
 
@@ -132,13 +141,13 @@ class Records(Generic[T]):
         """
         known = dict.fromkeys((*map(self._tag, tags), *self._remembered.get(key, ())))
         while True:
-            reading = self._kv.atomic().get(self._entry(key), type=self._type)
+            reading = self._kv.atomic().get(self._entry(key), type="bytes")
             reading.get(self._lease(key), type="json")
             for other in known:
                 reading.get(other, type="json")
             result = await reading.commit(timeout=timeout)
-            entry, lease, *others = result.results
-            metadata = _Metadata.of(entry)
+            stored, lease, *others = result.results
+            metadata = _Metadata.of(stored)
             needed = [self._tag(tag) for tag in metadata.captured]
             if metadata.turns_stale:
                 needed.append(self._fresh(key))
@@ -147,11 +156,13 @@ class Records(Generic[T]):
             known |= dict.fromkeys(needed)
         self._remember(key, tuple(needed))
         found = dict(zip(known, map(_generation, others), strict=True))
+        entry = self._decode(stored)
         is_valid = entry is not None and all(
             found[self._tag(tag)] in (0, then) for tag, then in metadata.captured.items()
         )
         return Seen(
             revision=result.revision,
+            entry_revision=_generation(stored),
             entry=entry,
             is_valid=is_valid,
             is_fresh=is_valid and (not metadata.turns_stale or found[self._fresh(key)] != 0),
@@ -160,8 +171,7 @@ class Records(Generic[T]):
 
     async def acquire(self, plan: Plan, seen: Seen[T], timeout: float | None) -> Lease:
         """Take the lease. `Conflict` if another one has it, or the entry is not what was seen."""
-        entry = 0 if seen.entry is None else seen.entry.revision
-        taking = self._kv.atomic().check(self._entry(plan.key), revision=entry)
+        taking = self._kv.atomic().check(self._entry(plan.key), revision=seen.entry_revision)
         taking.check(self._lease(plan.key), exists=False)
         taking.put(self._lease(plan.key), None, ttl=self._lease_seconds, type="json")
         result = await self._read_tags(taking, plan.tags).commit(timeout=timeout)
@@ -232,8 +242,17 @@ class Records(Generic[T]):
             value,
             ttl=to_seconds(plan.ttl_ms + plan.stale_ms),
             metadata=_Metadata(generations, plan.stale_ms > 0).encode(),
-            type=self._type,
+            type=self._codec,
         )
+
+    def _decode(self, stored: Entry[Any] | None) -> Entry[T] | None:
+        """One of another type is none: a new version of a program begins with an empty cache."""
+        if stored is None:
+            return None
+        try:
+            return replace(stored, value=decode_value(stored.value, self._codec, stored.key))
+        except DecodeError:
+            return None
 
     def _remember(self, key: str, others: tuple[str, ...]) -> None:
         self._remembered.pop(key, None)
