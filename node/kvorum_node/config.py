@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from kvorum import limits
 from kvorum_node.raft.types import NodeId
 from kvorum_node.space import MIN_FREE_BYTES
+from kvorum_node.storage.budget import Budget
 
 _NAME: Final = r"n[1-9][0-9]{0,8}"
 
@@ -89,9 +90,9 @@ class NodeConfig(BaseModel):
     Smaller: a disk that is filled quickly may stop the node before it notices. 0: it will."""
 
     memory_bytes: int = Field(default=0, ge=0)
-    """What the process may take, as a container's limit: RocksDB's caches are sized from it. 0:
-    they have their usual size. Too large: the system kills the node; smaller: more reads go to
-    the disk."""
+    """What the process may take, as a container's limit: RocksDB's caches and write buffers are
+    sized from it (storage/budget.py). 0: they have their usual size, that of 1 GiB. Too large: the
+    system kills the node; smaller: more reads go to the disk."""
 
     verify_interval_seconds: float = Field(default=86_400.0, ge=0, le=366 * 86_400.0)
     """How often the leader has all members compare what they hold; 0 is never. Each of them reads
@@ -173,6 +174,7 @@ class NodeConfig(BaseModel):
                 f"quota_bytes ({self.quota_bytes}) must be at least twice log_max_bytes"
                 f" ({self.log_max_bytes}), or 0: the log alone would reach it"
             )
+        Budget.of(self.memory_bytes)
         return self
 
     @property

@@ -132,7 +132,7 @@ class Node:
         )
         self._notices: dict[NodeId, PeerNotice] = {}
         self.watches = WatchHub(
-            self.group.machine, vouches=self._hears_leader, fail=self.driver.fail
+            self.group.machine, vouches=self.hears_leader, fail=self.driver.fail
         )
         self._listeners: set[Callable[[], None]] = set()
         self._running: asyncio.Task[None] | None = None
@@ -451,7 +451,7 @@ class Node:
         else:
             logger.info("%s has room again", self)
 
-    def _hears_leader(self) -> bool:
+    def hears_leader(self) -> bool:
         """Whether there is a leader, and this node was in a position to notice if there were none.
 
         One whose disk hangs does not count time, and would take a leader for alive for ever.

@@ -1,35 +1,53 @@
-"""The server process: one node behind one gRPC port, from its first line to its last.
+"""The server process: one node behind its ports, from its first line to its last.
 
-    start      find out which cluster this is, at the first start from the settings, then
-               from the data directory; open that, bind the port, take part
-    SIGTERM    say so to the health service, hand leadership over, let the calls under
-               way finish, flush, close; a second signal skips the courtesies
+    start      the admin port answers first; find out which cluster this is, at the first
+               start from the settings, then from the data directory; open that, which may
+               take a while; bind the ports, take part
+    SIGTERM    until then: end at once. From then on: be ready no more, hand leadership
+               over, let the calls under way finish, flush, close; a second signal skips
+               the courtesies. The admin port goes last
     failure    a disk that cannot be trusted ends the process with a message, status 1
+
+What is said meanwhile is in probes.py, what bounds the end in termination.py.
 
 One process serves one node on one event loop: a fork after start is not supported.
 """
 
 import asyncio
 import logging
-import signal
-from collections.abc import Awaitable
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from importlib import import_module
+from typing import Final, Generic, TypeVar
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
 from grpc_reflection.v1alpha import reflection
 
 from kvorum import limits
 from kvorum.errors import DataDirectoryMismatch, KvorumError
 from kvorum_node import logs
+from kvorum_node.admin_port import AdminPort
 from kvorum_node.config import NodeConfig
 from kvorum_node.joining import first_identity
 from kvorum_node.node import Node, Timing
+from kvorum_node.probes import Probes
 from kvorum_node.raft.leader import Leader
-from kvorum_node.services import cluster, kv, peers, watch
+from kvorum_node.services import cluster, health, kv, peers, watch
 from kvorum_node.space import Bounds
+from kvorum_node.storage.budget import Budget
 from kvorum_node.storage.data_directory import Identity, Storage, stored_identity
+from kvorum_node.termination import (
+    DRAIN_SECONDS,
+    GRACE_SECONDS,
+    HANDOVER_SECONDS,
+    Termination,
+    ToldToStop,
+    end_now,
+)
 from kvorumpb.v1 import (  # noqa: F401 - reflection describes them
     cluster_pb2,
     kv_pb2,
@@ -37,10 +55,10 @@ from kvorumpb.v1 import (  # noqa: F401 - reflection describes them
     watch_pb2,
 )
 
-GRACE_SECONDS = 2.0
-"""How long calls under way may take to finish at a shutdown."""
+_ABORT_SECONDS: Final = 0.5
+"""How long streams may take to end when the ports are closed."""
 
-_SERVICES = (kv.SERVICE, watch.SERVICE, cluster.SERVICE, peers.SERVICE)
+T = TypeVar("T")
 
 SERVER_OPTIONS: list[tuple[str, int]] = [
     ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a rival
@@ -59,13 +77,19 @@ SERVER_OPTIONS: list[tuple[str, int]] = [
 logger = logging.getLogger("kvorum.node")
 
 
-def run(config: NodeConfig) -> int:
-    """Serve until a signal or a failure; returns the process's exit status."""
+def run(config: NodeConfig, warnings: Sequence[str] = ()) -> int:
+    """Serve until a signal or a failure; returns the process's exit status.
+
+    Args:
+        warnings: about the configuration, to be logged.
+    """
     logs.configure(level=config.log_level, json=config.log_format == "json")
+    for warning in warnings:
+        logger.warning("%s", warning)
     try:
         _run_loop(config)
     except KvorumError as error:
-        logger.critical("%s stops: %s", config.name, error)
+        logger.critical("%s stops: %s", config.name or "the node", error)
         return 1
     return 0
 
@@ -87,16 +111,68 @@ async def serve(config: NodeConfig) -> None:
         StorageError: the data directory cannot be used, or the disk failed.
         DataDirectoryMismatch: it is of another node, or was embedded in a program.
         StateCorrupt: the majority holds something else than this node, now or before.
-        AddressInUse: the port is taken.
+        AddressInUse: a port is taken.
         CannotJoin: the data directory is new, and no cluster takes the node.
         RemovedFromCluster: the cluster has removed the node.
     """
+    name = config.name or "the node"
+    probes = Probes(name, election_timeout_seconds=config.election_timeout_ms / 1000)
+    with Termination(name, told=probes.ending) as termination:
+        port = _open_admin_port(config, probes)
+        looking = asyncio.create_task(probes.run(), name="probes")
+        try:
+            await _serve(config, probes, termination)
+        except ToldToStop:
+            logger.info("%s was told to stop before it served", name)
+        finally:
+            looking.cancel()
+            probes.close()
+            if port is not None:
+                await asyncio.to_thread(port.close)
+
+
+async def _serve(config: NodeConfig, probes: Probes, termination: Termination) -> None:
+    """As `serve`; raises ToldToStop as well, if it was before there was a node."""
+    identity = await termination.unless_told(_find_identity(config, probes))
+    probes.starting(f"it opens {config.data_dir}")
+    opening = _InThread(lambda: _open_node(config, identity), _close_node)
+    try:
+        node = await termination.unless_told(opening.result())
+    except ToldToStop:
+        # RocksDB cannot be interrupted. Nothing was promised yet, so nothing can be lost.
+        logger.info("%s was told to stop while it opened %s", config.name, config.data_dir)
+        end_now(0)
+        raise
+    services = _Services(config, node, probes)
+    try:
+        await services.start()
+        node.start()
+        probes.serving(node)
+        _say_that_it_serves(config, node)
+        await _until_told_to_stop(node, probes, termination)
+    finally:
+        termination.begin_bound()
+        probes.ending()
+        node.watches.close(f"{node} is shutting down")
+        await services.stop()
+        probes.close()
+        await node.stop()
+    logger.info("%s has stopped", node)
+
+
+async def _find_identity(config: NodeConfig, probes: Probes) -> Identity:
     found = stored_identity(config.data_dir)
     if found is None:
-        identity = await first_identity(config)
-    else:
-        identity = Identity(found.cluster_id, config.node_id)
-    storage = Storage.open(config.data_dir, identity, fsync=config.fsync)
+        probes.starting(f"{config.data_dir} is new, and waits for its cluster")
+        return await first_identity(config)
+    return found if not config.name else Identity(found.cluster_id, config.node_id)
+
+
+def _open_node(config: NodeConfig, identity: Identity) -> Node:
+    """Open the data directory, however long that takes, and put the node together."""
+    storage = Storage.open(
+        config.data_dir, identity, fsync=config.fsync, budget=Budget.of(config.memory_bytes)
+    )
     try:
         node = Node(
             storage,
@@ -113,43 +189,101 @@ async def serve(config: NodeConfig) -> None:
     except BaseException:
         storage.close()
         raise
-    server = grpc.aio.server(options=SERVER_OPTIONS)
-    kv_service = kv.KvService(node)
-    healthy = health.aio.HealthServicer()
-    server.add_generic_rpc_handlers(
-        (
-            kv_service.handler(),
-            watch.WatchService(node).handler(),
-            cluster.ClusterService(node).handler(),
-            peers.RaftService(node).handler(),
+    return node
+
+
+def _close_node(node: Node) -> None:
+    """One that was never started, and never will be."""
+    node.driver.close()
+    node.storage.close()
+
+
+class _InThread(Generic[T]):
+    """Work in a thread of its own, so that the loop goes on. It cannot be ended, only given up."""
+
+    def __init__(self, work: Callable[[], T], discard: Callable[[T], None]) -> None:
+        """Begin. `discard` takes a result that nobody wants any more."""
+        self._work = work
+        self._discard = discard
+        self._future: Future[T] = Future()
+        threading.Thread(target=self._run, name="kvorum-opening", daemon=True).start()
+
+    async def result(self) -> T:
+        return await asyncio.wrap_future(self._future)
+
+    def _run(self) -> None:
+        try:
+            result = self._work()
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
+            if self._future.set_running_or_notify_cancel():
+                self._future.set_exception(error)
+            return
+        if self._future.set_running_or_notify_cancel():
+            self._future.set_result(result)
+        else:
+            self._discard(result)
+
+
+class _Services:
+    """What the node serves over gRPC: to clients and, on a port of their own or not, to peers."""
+
+    def __init__(self, config: NodeConfig, node: Node, probes: Probes) -> None:
+        self._config = config
+        self._kv = kv.KvService(node)
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        self._peers = grpc.aio.server(options=SERVER_OPTIONS) if config.peer_port else self._server
+        self._server.add_generic_rpc_handlers(
+            (
+                self._kv.handler(),
+                watch.WatchService(node).handler(),
+                cluster.ClusterService(node).handler(),
+            )
         )
-    )
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    reflection.enable_server_reflection(
-        (*_SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-    )
+        self._peers.add_generic_rpc_handlers((peers.RaftService(node).handler(),))
+        served = [kv.SERVICE, watch.SERVICE, cluster.SERVICE]
+        served += [] if config.peer_port else [peers.SERVICE]
+        healthy = health.HealthService(probes, served)
+        health_pb2_grpc.add_HealthServicer_to_server(healthy, self._server)
+        reflection.enable_server_reflection(
+            (*served, HEALTH_SERVICE, reflection.SERVICE_NAME), self._server
+        )
+
+    @property
+    def _servers(self) -> "set[grpc.aio.Server]":
+        return {self._server, self._peers}
+
+    async def start(self) -> None:
+        _bind(self._server, self._config.listen)
+        if self._config.peer_port:
+            host = self._config.listen.rpartition(":")[0]
+            _bind(self._peers, f"{host}:{self._config.peer_port}")
+        for server in self._servers:
+            await server.start()
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(server.stop(_ABORT_SECONDS) for server in self._servers))
+        await self._kv.close()
+
+
+def _open_admin_port(config: NodeConfig, probes: Probes) -> AdminPort | None:
+    if not config.admin_listen:
+        return None
     try:
-        _bind(server, config)
-        await server.start()
-        node.start()
-        for service in ("", *_SERVICES):
-            await healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
-        logger.info(
-            "%s serves at %s, data in %s, cluster %s",
-            node,
-            config.listen,
-            config.data_dir,
-            node.cluster_id,
-        )
-        if not config.fsync:
-            logger.warning("%s runs without fsync: a crash may lose acknowledged writes", node)
-        await _until_told_to_stop(node, healthy)
-    finally:
-        node.watches.close(f"{node} is shutting down")
-        await server.stop(0.5)
-        await kv_service.close()
-        await node.stop()
-    logger.info("%s has stopped", node)
+        return AdminPort(config.admin_listen, probes)
+    except OSError as error:
+        raise _address_in_use(config.admin_listen) from error
+
+
+def _say_that_it_serves(config: NodeConfig, node: Node) -> None:
+    logger.info(
+        "%s serves at %s, data in %s, cluster %s",
+        node,
+        config.listen,
+        config.data_dir,
+        node.cluster_id,
+    )
+    if not config.fsync:
+        logger.warning("%s runs without fsync: a crash may lose acknowledged writes", node)
 
 
 def _refuse_embedded(node: Node, config: NodeConfig) -> None:
@@ -176,14 +310,11 @@ def _warn_of_another_address(node: Node, config: NodeConfig) -> None:
         )
 
 
-def _bind(server: grpc.aio.Server, config: NodeConfig) -> None:
+def _bind(server: grpc.aio.Server, address: str) -> None:
     try:
-        server.add_insecure_port(config.listen)
+        server.add_insecure_port(address)
     except RuntimeError as error:
-        raise AddressInUse(
-            f"cannot listen on {config.listen}: the port is taken, or the address is not this"
-            " machine's"
-        ) from error
+        raise _address_in_use(address) from error
 
 
 class AddressInUse(KvorumError):
@@ -192,23 +323,22 @@ class AddressInUse(KvorumError):
     reason = "ADDRESS_IN_USE"
 
 
-async def _until_told_to_stop(node: Node, healthy: health.aio.HealthServicer) -> None:
-    loop = asyncio.get_running_loop()
-    told, again = asyncio.Event(), asyncio.Event()
+def _address_in_use(address: str) -> AddressInUse:
+    return AddressInUse(
+        f"cannot listen on {address}: the port is taken, or the address is not this machine's"
+    )
 
-    def on_signal() -> None:
-        (again if told.is_set() else told).set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    try:
-        await _first(node.wait_failed(), told.wait())
-        await healthy.enter_graceful_shutdown()
-        logger.info("%s was told to stop", node)
-        await _first(_leave(node), again.wait(), node.wait_failed())
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+async def _until_told_to_stop(node: Node, probes: Probes, termination: Termination) -> None:
+    await _first(node.wait_failed(), termination.wait_told())
+    termination.begin_bound()
+    logger.info(
+        "%s was told to stop: it hands leadership over, finishes calls and flushes, for at most"
+        " %.0f s",
+        node,
+        DRAIN_SECONDS,
+    )
+    await _first(_leave(node), termination.wait_told_again(), node.wait_failed())
 
 
 async def _leave(node: Node) -> None:
@@ -217,10 +347,13 @@ async def _leave(node: Node) -> None:
         node.id
     }:
         try:
-            leader = await node.transfer_leadership(None)
+            async with asyncio.timeout(HANDOVER_SECONDS):
+                leader = await node.transfer_leadership(None)
             logger.info("%s has handed leadership to n%d", node, leader)
         except KvorumError as error:
             logger.warning("%s could not hand leadership over: %s", node, error)
+        except TimeoutError:
+            logger.warning("%s could not hand leadership over in time", node)
     node.dispatcher.drain()
     node.watches.close(f"{node} is shutting down")
     under_way = node.group.under_way()

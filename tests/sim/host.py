@@ -322,7 +322,7 @@ class Process:
         return task
 
     def _hears_leader(self) -> bool:
-        """As Node._hears_leader."""
+        """As Node.hears_leader."""
         raft, around = self.group.raft, self.host.around
         if raft.configuration.all_voters == {self.host.node}:
             return raft.leader == self.host.node

@@ -28,7 +28,7 @@ async def serving(config: NodeConfig) -> AsyncIterator[tuple[WireClient, asyncio
     client = WireClient(config.listen)
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
-            while await client.health("kvorumpb.v1.KV") != SERVING:  # noqa: ASYNC110 - of a server
+            while await client.health("kvorumpb.v1.Cluster") != SERVING:  # noqa: ASYNC110 - of a server
                 await asyncio.sleep(0.01)
         yield client, task
     finally:

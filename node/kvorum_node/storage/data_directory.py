@@ -37,6 +37,7 @@ from typing import Final, Self
 
 from kvorum.errors import DataDirectoryInUse, DataDirectoryMismatch, StateCorrupt, StorageError
 from kvorum_node.raft.types import NodeId, node_name
+from kvorum_node.storage.budget import Budget
 from kvorum_node.storage.durable import sync_directory, write_durably
 from kvorum_node.storage.engine import Engine
 from kvorum_node.storage.memory import MemoryEngine
@@ -212,12 +213,20 @@ class Storage:
     """None if it is in memory."""
 
     @classmethod
-    def open(cls, path: Path, identity: Identity | None, *, fsync: bool = True) -> Self:
+    def open(
+        cls,
+        path: Path,
+        identity: Identity | None,
+        *,
+        fsync: bool = True,
+        budget: Budget = Budget(),  # noqa: B008 - it is frozen
+    ) -> Self:
         """Open or create a node's data directory.
 
         Args:
             identity: as for DataDirectory.open.
             fsync: False lets acknowledged writes be lost with the power.
+            budget: the memory that the engines may take.
 
         Raises:
             DataDirectoryInUse, DataDirectoryMismatch, StateCorrupt: as DataDirectory.open.
@@ -235,9 +244,13 @@ class Storage:
         with ExitStack() as resources:
             directory = DataDirectory.open(path, identity)
             resources.callback(directory.close)
-            log = RocksEngine.open(directory.log, Role.LOG, create=directory.is_new, fsync=fsync)
+            log = RocksEngine.open(
+                directory.log, Role.LOG, create=directory.is_new, fsync=fsync, budget=budget.log
+            )
             resources.callback(log.close)
-            state = RocksEngine.open(directory.state, Role.STATE, create=directory.is_new)
+            state = RocksEngine.open(
+                directory.state, Role.STATE, create=directory.is_new, budget=budget.state
+            )
             resources.callback(state.close)
             if directory.is_new:
                 directory.finish_creation()

@@ -63,14 +63,14 @@ from rocksdict import (
 
 from kvorum.errors import DataDirectoryInUse, StorageError
 from kvorum.limits import KIB, MIB
+from kvorum_node.storage.budget import (
+    MAX_WRITE_BUFFERS,
+    USUAL_WRITE_BUFFER_BYTES,
+    EngineBudget,
+)
 from kvorum_node.storage.engine import Batch, Family
 from kvorum_node.storage.sync_mark import SyncMark
 
-BLOCK_CACHE_BYTES: Final = 64 * MIB
-"""Per engine: blocks of files, their indexes and filters, uncompressed."""
-WRITE_BUFFER_BYTES: Final = 32 * MIB
-MAX_WRITE_BUFFERS: Final = 4
-"""Memory an engine writes into before it waits for the disk: four buffers at most."""
 MAX_WAL_BYTES: Final = 128 * MIB
 MIN_BLOB_BYTES: Final = 64 * KIB
 """Larger values are kept in files of their own, which compactions do not copy again and again."""
@@ -127,10 +127,12 @@ class RocksEngine:
         *,
         create: bool = True,
         fsync: bool = True,
+        budget: EngineBudget = EngineBudget(),  # noqa: B008 - it is frozen
     ) -> Self:
         """Open the directory, or create it if `create` is set.
 
         Args:
+            budget: the memory that it may take.
             fsync: False makes `sync` of a LOG do nothing. Acknowledged writes then
                 survive the end of the process, but not a loss of power.
 
@@ -143,7 +145,7 @@ class RocksEngine:
         except OSError as error:
             raise StorageError(f"cannot open {path}: {error.strerror}") from error
         try:
-            database = Rdict(str(path), _options(create=create))
+            database = Rdict(str(path), _options(budget, create=create))
         except Exception as error:  # rocksdict raises nothing more precise
             if mark is not None:
                 mark.close()
@@ -352,18 +354,18 @@ def _file_bytes(entry: os.DirEntry[str]) -> int:
         return 0
 
 
-def _options(*, create: bool) -> Options:
+def _options(budget: EngineBudget, *, create: bool) -> Options:
     options = Options(raw_mode=True)
     options.create_if_missing(create)
     options.set_paranoid_checks(True)
     options.set_wal_recovery_mode(DBRecoveryMode.point_in_time())
     options.set_max_total_wal_size(MAX_WAL_BYTES)
-    options.set_write_buffer_size(WRITE_BUFFER_BYTES)
+    options.set_write_buffer_size(budget.write_buffer_bytes)
     options.set_max_write_buffer_number(MAX_WRITE_BUFFERS)
     # A write that RocksDB delays holds the GIL meanwhile: let only a full memory delay it.
     options.set_level_zero_slowdown_writes_trigger(64)
     options.set_level_zero_stop_writes_trigger(128)
-    options.set_target_file_size_base(WRITE_BUFFER_BYTES)
+    options.set_target_file_size_base(USUAL_WRITE_BUFFER_BYTES)
     options.set_level_compaction_dynamic_level_bytes(True)
     options.set_max_background_jobs(2)
     options.set_max_open_files(MAX_OPEN_FILES)
@@ -377,7 +379,7 @@ def _options(*, create: bool) -> Options:
     options.set_blob_gc_force_threshold(0.5)
 
     table = BlockBasedOptions()
-    table.set_block_cache(Cache(BLOCK_CACHE_BYTES))
+    table.set_block_cache(Cache(budget.cache_bytes))
     table.set_cache_index_and_filter_blocks(True)
     table.set_pin_l0_filter_and_index_blocks_in_cache(True)
     table.set_bloom_filter(10, False)
