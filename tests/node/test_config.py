@@ -19,6 +19,7 @@ EVERYWHERE = (
     "is an address to listen on, at which nobody else can reach the node: give the name or the"
     " address of its machine"
 )
+PORTS_OF_THEIR_OWN = " need ports of their own"
 QUOTA_BELOW_THE_LOG = (
     ": quota_bytes (2097151) must be at least twice log_max_bytes (1048576), or 0: the log"
     " alone would reach it"
@@ -122,12 +123,13 @@ def test_it_does_not_change() -> None:
         ({"name": ""}, ": name is missing: cluster has to say which of its members this is"),
         (
             {"admin_listen": "0.0.0.0:7100"},
-            ": listen (0.0.0.0:7100), admin_listen (0.0.0.0:7100) and peer_port (none) need ports of their"
-            " own",
+            ": listen (0.0.0.0:7100), admin_listen (0.0.0.0:7100) and peer_port (none)"
+            + PORTS_OF_THEIR_OWN,
         ),
         (
             {"peer_port": 7100},
-            ": listen (0.0.0.0:7100), admin_listen (none) and peer_port (7100) need ports of their own",
+            ": listen (0.0.0.0:7100), admin_listen (none) and peer_port (7100)"
+            + PORTS_OF_THEIR_OWN,
         ),
         ({"colour": "blue"}, "colour: Extra inputs are not permitted"),
         ({"log_level": "loud"}, "log_level: Input should be 'debug', 'info', 'warning' or 'error'"),

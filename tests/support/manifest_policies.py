@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import kvorum
-from kvorum_node import server
+from kvorum_node.termination import DRAIN_SECONDS
 from tests.support.manifests import Object, find, pod_specs
 from tests.support.pods import node_settings, quantity, read_variables, started
 
@@ -281,12 +281,9 @@ def a_stop_fits_into_the_grace(objects: list[Object]) -> list[str]:
     spec, container = _node_spec(objects), _node(objects)
     before = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
     wrong = [] if before > 0 else ["no sleep before a stop: clients are still sent there"]
-    settings = node_settings(started(objects, spec, container, pod="kvorum-0"))
-    # A leader waits for another one, then for the calls under way. The rest is for the disk.
-    drain = 2 * settings.election_timeout_ms / 1000 + server.GRACE_SECONDS
     grace = spec.get("terminationGracePeriodSeconds", 30)
-    if before + drain > grace / 2:
-        wrong.append(f"of {grace} s, {before} s are slept, and {drain} s go to take leave")
+    if before + DRAIN_SECONDS > grace:
+        wrong.append(f"of {grace} s, {before} s are slept, and {DRAIN_SECONDS} s may go to stop")
     return wrong
 
 
