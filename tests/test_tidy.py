@@ -185,6 +185,7 @@ def test_clocks_and_chance_are_read_in_named_files_only() -> None:
     allowed = {
         NODE / "node.py": "the leader's clock for log time, and the election's chance",
         NODE / "storage/data_directory.py": "a fresh cluster id",
+        NODE / "probes.py": "how long the event loop has done nothing",
         CLIENT / "backends": "jitter of retries, deadlines",
         CLIENT / "channels.py": "how long a fork waits for gRPC's threads",
         CLIENT / "entry.py": "times that the store has given, and none beside them",
