@@ -12,6 +12,7 @@
     compact.py          `kvorum compact`
     transfer.py         `kvorum import | export`
 
+    settings.py         where each setting of a node comes from, and what is wrong with it
     bulk.py             writing many records, over a failover too
     local_cluster.py    node processes on this machine, as a class without a terminal
     local_node.py       one of them: its things, its port, what it says
@@ -28,11 +29,16 @@ Rule of this package: what is slow to import (grpc, the node, psutil) is importe
 by the command that needs it, so that `kvorum --help` answers at once.
 """
 
+import signal
 import sys
 
 
 def main() -> None:
     """The entry point of the `kvorum` command."""
+    if sys.argv[1:2] == ["node"]:
+        # The first process of a container is not ended by a signal that it does not handle. Until
+        # the node does, while its modules are still loaded, this is what ends it.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         # Here, inside: Ctrl-C may come while the modules are still loaded.
         from kvorum.cli.app import app  # noqa: PLC0415 - importing the package stays free of typer

@@ -1,25 +1,19 @@
 """`kvorum node`: flags, environment and file become one configuration.
 
 A flag wins over its variable, a variable over the file, the file over the
-default. Defaults and ranges are those of `kvorum_node.config.NodeConfig`; here
-they are only collected, and what it refuses is said in the words of the flags.
+default (settings.py). Defaults, ranges and relations are those of
+`kvorum_node.config.NodeConfig`.
 """
 
 import os
-import tomllib
-from collections.abc import Mapping
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 
-from kvorum.cli import console
-
-if TYPE_CHECKING:
-    from pydantic import ValidationError
-
-_WORDS: Final = {"missing": "is required", "extra_forbidden": "is no setting of a node"}
-"""For what pydantic says in its own terms."""
+from kvorum.cli import console, settings
+from kvorum.cli.settings import Given, WrongSetting
 
 USAGE: Final = 2
 """The exit status for a command line, environment or file that is wrong."""
@@ -30,6 +24,8 @@ def _option(variable: str, text: str, metavar: str | None = None) -> Any:
     envvar = f"KVORUM_{variable}"
     return typer.Option(envvar=envvar, show_envvar=False, help=text, metavar=metavar)
 
+
+_NOT_SETTINGS: Final = frozenset({"config", "check_config", "print_config"})
 
 # What would make the list below too long to read.
 AdminOption = Annotated[
@@ -64,6 +60,14 @@ LogFormatOption = Annotated[
 LogLevelOption = Annotated[
     str | None,
     _option("LOG_LEVEL", "What to log: debug, info, warning or error and up.", "level"),
+]
+CheckOption = Annotated[
+    bool,
+    typer.Option("--check-config", help="Check the settings, start nothing: status 0 or 2."),
+]
+PrintOption = Annotated[
+    bool,
+    typer.Option("--print-config", help="Print the settings as a file that --config reads."),
 ]
 
 
@@ -119,6 +123,8 @@ def node(
     min_free_bytes: MinFreeOption = None,
     log_format: LogFormatOption = None,
     log_level: LogLevelOption = None,
+    check_config: CheckOption = False,
+    print_config: PrintOption = False,
 ) -> None:
     """Run a node until it is told to stop (SIGTERM).
 
@@ -129,29 +135,39 @@ def node(
     The first start needs --cluster or --join. From then on the data directory
     knows the cluster.
     """
-    given = {setting: value for setting, value in ctx.params.items() if value is not None}
-    if cluster is not None:
-        given["cluster"] = parse_cluster(cluster)
-    if join is not None:
-        given["join"] = [address.strip() for address in join.split(",")]
-    file = given.pop("config", None)
-    settings = given if file is None else read_config(file) | given
-    raise typer.Exit(_run(settings))
+    try:
+        given = settings.collect(ctx, config, _NOT_SETTINGS)
+    except WrongSetting as problem:
+        console.print_error(str(problem))
+        raise typer.Exit(USAGE) from None
+    raise typer.Exit(_run(given, check=check_config, show=print_config))
 
 
-def _run(settings: Mapping[str, Any]) -> int:
+def _run(given: Given, *, check: bool, show: bool) -> int:
     try:
         from pydantic import ValidationError  # noqa: PLC0415 - of the extra `node`
 
         from kvorum_node.config import NodeConfig  # noqa: PLC0415 - only a node is configured so
     except ModuleNotFoundError as error:
         return _say_what_is_missing(error)
+    known = NodeConfig.model_fields
+    problems, warnings = settings.check_variables(os.environ, known)
     try:
-        config = NodeConfig.model_validate(settings)
+        config = NodeConfig.model_validate(given.values)
     except ValidationError as error:
-        for problem in describe_problems(error):
-            console.print_error(problem)
+        problems += settings.describe_problems(error, given, known)
+        config = None
+    for problem in problems:
+        console.print_error(problem)
+    if problems or config is None:
         return USAGE
+    if check or show:
+        for warning in warnings:
+            console.err().print(f"warning: {warning}", soft_wrap=True, markup=False)
+        all_settings = config.model_dump(mode="json")
+        sound = "the configuration is sound\n"
+        sys.stdout.write(settings.render(all_settings, given) if show else sound)
+        return 0
     # Lines of gRPC's own on stderr are none of the log, which may be JSON. What they say of a
     # port that is taken, the node says better.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -159,7 +175,7 @@ def _run(settings: Mapping[str, Any]) -> int:
         from kvorum_node import server  # noqa: PLC0415 - imports all of the node
     except ModuleNotFoundError as error:
         return _say_what_is_missing(error)
-    return server.run(config)
+    return server.run(config, warnings)
 
 
 def _say_what_is_missing(error: ModuleNotFoundError) -> int:
@@ -167,41 +183,3 @@ def _say_what_is_missing(error: ModuleNotFoundError) -> int:
         raise error
     console.print_error(f"a node needs {error.name}: pip install 'kvorum[node]'")
     return USAGE
-
-
-def parse_cluster(text: str) -> dict[str, str]:
-    """`n1=host:port,n2=host:port` as a mapping of names to addresses."""
-    members: dict[str, str] = {}
-    for item in text.split(","):
-        name, separator, address = (part.strip() for part in item.partition("="))
-        if not (name and separator and address):
-            raise _refusal(f"cluster: {item!r} is not of the form name=host:port")
-        if name in members:
-            raise _refusal(f"cluster: {name} is given twice")
-        members[name] = address
-    return members
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file; `cluster` is a table of names to addresses there."""
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise _refusal(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise _refusal(f"{path} is not TOML: {error}") from None
-
-
-def _refusal(message: str) -> typer.Exit:
-    console.print_error(message)
-    return typer.Exit(USAGE)
-
-
-def describe_problems(error: "ValidationError") -> list[str]:
-    """One line per problem, with the setting named as it is in a file."""
-    lines = []
-    for problem in error.errors():
-        setting = ".".join(map(str, problem["loc"]))
-        message = _WORDS.get(problem["type"]) or problem["msg"].removeprefix("Value error, ")
-        lines.append(f"{setting}: {message}" if setting else message)
-    return lines
