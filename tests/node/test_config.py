@@ -28,6 +28,10 @@ LISTENS_EVERYWHERE = (
     ": listen is 0.0.0.0:7100, which means every address of this machine: to join, the setting"
     " advertise has to say at which of them the others reach the node"
 )
+TOO_LITTLE_MEMORY = (
+    ": memory_bytes (402653183) must be at least 402653184, or 0: of less, too little would be left"
+    " for RocksDB"
+)
 BOTH_WAYS = (
     ": cluster and join exclude each other: cluster is for the nodes that a cluster begins with,"
     " join for one that was added to it"
@@ -115,6 +119,10 @@ def test_it_does_not_change() -> None:
         ({"history_seconds": 0}, "history_seconds: Input should be greater than or equal to 1"),
         ({"quota_bytes": -1}, "quota_bytes: Input should be greater than or equal to 0"),
         ({"min_free_bytes": -1}, "min_free_bytes: Input should be greater than or equal to 0"),
+        (
+            {"memory_bytes": 402_653_183},
+            TOO_LITTLE_MEMORY,
+        ),
         (
             {"quota_bytes": 2 * (1 << 20) - 1, "log_max_bytes": 1 << 20},
             QUOTA_BELOW_THE_LOG,
