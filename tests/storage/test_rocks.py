@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kvorum.errors import DataDirectoryInUse, StorageError
-from kvorum.limits import MIB
+from kvorum.limits import KIB, MIB
+from kvorum_node.storage.budget import EngineBudget
 from kvorum_node.storage.engine import Batch, Family
 from kvorum_node.storage.rocks import RocksEngine, Role
 
@@ -155,3 +156,41 @@ def test_close_ends_what_is_being_reclaimed(tmp_path: Path) -> None:
     reopened = RocksEngine.open(tmp_path / "state", Role.STATE)
     assert sum(1 for _ in reopened.scan(LOG, b"", None)) == 2000
     reopened.close()
+
+
+@pytest.mark.skipif(
+    not Path("/proc/thread-self/io").exists(),
+    reason="needs the bytes that a thread has read: Linux",
+)
+def test_a_look_up_reads_little_however_large_a_file_is(
+    tmp_path: Path,
+) -> None:
+    """The cache keeps no block that is larger than one of its shards, mostly of 1 MiB.
+
+    Here it has one, which is smaller than all that tells where the keys of the file are.
+    """
+    budget = EngineBudget(cache_bytes=128 * KIB)
+    engine = RocksEngine.open(tmp_path / "state", Role.STATE, budget=budget)
+    for half in range(2):  # of which compaction makes one file
+        for first in range(half, 300_000, 10_000):
+            batch = Batch()
+            for number in range(first, first + 10_000, 2):
+                batch.put(Family.DATA, b"%08d" % number, b"")
+            engine.write(batch)
+        engine.sync()
+    engine.reclaim()
+    engine.get(Family.DATA, b"%08d" % 1)  # opens the file
+    before = _read_bytes()
+    for number in range(100):
+        assert engine.get(Family.DATA, b"%08d?" % (number * 3000)) is None
+        assert engine.get(Family.DATA, b"%08d" % (number * 3000)) is not None
+    assert _read_bytes() - before < 4 * MIB
+    engine.close()
+
+
+def _read_bytes() -> int:
+    """By this thread, from files, cached or not."""
+    fields = dict(
+        line.split(": ") for line in Path("/proc/thread-self/io").read_text().splitlines()
+    )
+    return int(fields["rchar"])
