@@ -1,6 +1,7 @@
 """One server over its real port: unary calls, health, reflection, errors, its end."""
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ import kvorum
 from kvorum import limits
 from kvorum.cli.processes import free_ports
 from kvorum.errors import DataDirectoryInUse, DataDirectoryMismatch
+from kvorum_node import server
 from kvorum_node.server import AddressInUse, serve
 from kvorum_node.survivor import force_new_cluster
 from kvorumpb.v1 import cluster_pb2, kv_pb2, raft_pb2
@@ -362,6 +364,19 @@ async def test_sigterm_says_so_to_health_finishes_and_leaves_everything_on_the_d
         for number in acknowledged:
             got = await client.kv(kv_pb2.GetRequest(key=b"%d" % number))
             assert got.HasField("record")
+
+
+async def test_a_full_collection_passes_over_what_was_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen: list[int] = []
+    monkeypatch.setattr(server, "_run_loop", lambda _: frozen.append(gc.get_freeze_count()))
+    monkeypatch.setattr(server.logs, "configure", lambda **_: None)
+    try:
+        assert server.run(config_at(tmp_path / "n1", free_ports(1)[0])) == 0
+    finally:
+        gc.unfreeze()
+    assert frozen[0] > 10_000
 
 
 async def test_a_taken_port_is_said_and_the_data_directory_is_released(tmp_path: Path) -> None:
