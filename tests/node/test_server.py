@@ -23,7 +23,7 @@ import kvorum
 from kvorum import limits
 from kvorum.cli.processes import free_ports
 from kvorum.errors import DataDirectoryInUse, DataDirectoryMismatch
-from kvorum_node import server
+from kvorum_node import logs, server
 from kvorum_node.server import AddressInUse, serve
 from kvorum_node.survivor import force_new_cluster
 from kvorumpb.v1 import cluster_pb2, kv_pb2, raft_pb2
@@ -371,7 +371,7 @@ async def test_a_full_collection_passes_over_what_was_imported(
 ) -> None:
     frozen: list[int] = []
     monkeypatch.setattr(server, "_run_loop", lambda _: frozen.append(gc.get_freeze_count()))
-    monkeypatch.setattr(server.logs, "configure", lambda **_: None)
+    monkeypatch.setattr(logs, "configure", lambda **_: None)
     try:
         assert server.run(config_at(tmp_path / "n1", free_ports(1)[0])) == 0
     finally:

@@ -371,8 +371,6 @@ def _options(budget: EngineBudget, *, create: bool) -> Options:
     options.set_max_background_jobs(2)
     options.set_max_open_files(MAX_OPEN_FILES)
     options.set_compression_type(DBCompressionType.lz4())
-    # Whoever ends a scan last would free the memory and delete the files that it has held.
-    options.set_avoid_unnecessary_blocking_io(True)
 
     options.set_enable_blob_files(True)
     options.set_min_blob_size(MIN_BLOB_BYTES)
