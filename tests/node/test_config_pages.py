@@ -35,7 +35,7 @@ def test_the_sample_without_its_comments_is_the_defaults() -> None:
         if name not in {*REQUIRED, "cluster"}:  # of the members there are examples
             shown = settings[name]
             assert (tuple(shown) if isinstance(shown, list) else shown) == default, name
-    NodeConfig.model_validate(settings | {"name": "n1", "cluster": settings["cluster"]})
+    assert NodeConfig.model_validate(settings | {"name": "n1"}).address == "h1:7100"
 
 
 def test_every_setting_in_the_sample_has_its_consequence_before_it() -> None:

@@ -39,6 +39,6 @@ def test_more_memory_is_more_cache_for_the_state() -> None:
 
 
 def test_too_little_is_refused_with_the_least() -> None:
-    Budget.of(MIN_MEMORY_BYTES)
+    assert total(Budget.of(MIN_MEMORY_BYTES)) == 64 * MIB
     with pytest.raises(ValueError, match=r"memory_bytes \(402653183\) must be at least 402653184"):
         Budget.of(MIN_MEMORY_BYTES - 1)
