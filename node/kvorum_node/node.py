@@ -83,6 +83,7 @@ class Node:
         verify_interval_seconds: float = 0.0,
         history_seconds: float = limits.DEFAULT_HISTORY_SECONDS,
         bounds: Bounds = Bounds(),  # noqa: B008 - it is frozen
+        peer_port: int = 0,
     ) -> None:
         """Put a node together on an opened storage.
 
@@ -94,6 +95,7 @@ class Node:
             verify_interval_seconds: how often the members compare what they hold; 0 is never.
             history_seconds: how long revisions can be read.
             bounds: of the space that the node takes.
+            peer_port: where every member listens for its peers, if not at its address.
 
         Raises:
             StorageError: the log or the state cannot be believed.
@@ -109,6 +111,7 @@ class Node:
             unreachable=self._unreachable,
             dismissed=self._dismissed,
             notice=self._notice,
+            port=peer_port,
         )
         self.driver = Driver(
             storage,

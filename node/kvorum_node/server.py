@@ -187,6 +187,7 @@ def _open_node(config: NodeConfig, identity: Identity) -> Node:
             verify_interval_seconds=config.verify_interval_seconds,
             history_seconds=config.history_seconds,
             bounds=Bounds(config.quota_bytes, config.min_free_bytes),
+            peer_port=config.peer_port,
         )
         _refuse_embedded(node, config)
         _warn_of_another_address(node, config)

@@ -53,6 +53,7 @@ class Transport:
         unreachable: Callable[[NodeId], None],
         dismissed: Callable[[KvorumError], None],
         notice: Callable[[], raft_pb2.PeerNotice] = raft_pb2.PeerNotice,
+        port: int = 0,
     ) -> None:
         """Make a transport without peers.
 
@@ -61,6 +62,7 @@ class Transport:
             dismissed: called when a peer says why this node must end: RemovedFromCluster,
                 or its own DataDirectoryLost.
             notice: what this node says of itself, with heartbeats and the replies to them.
+            port: where each peer listens for its peers, on the host of its address; 0: there.
         """
         self._identity = identity
         self._node = identity.node_id
@@ -68,6 +70,7 @@ class Transport:
         self._unreachable = unreachable
         self._dismissed = dismissed
         self._notice = notice
+        self._port = port
         self._members: Mapping[NodeId, str] = {}
         self._met: dict[NodeId, str] = {}
         self._lanes: dict[tuple[NodeId, bool], _Lane] = {}
@@ -109,7 +112,7 @@ class Transport:
         address = self._addresses.get(peer)
         if address is None:
             raise SnapshotFailed(f"{node_name(peer)} is no member any more")
-        async with connect(address) as channel:
+        async with connect(self._reached_at(address)) as channel:
             call = channel.stream_unary(
                 SNAPSHOT_METHOD,
                 request_serializer=raft_pb2.SnapshotMessage.SerializeToString,
@@ -145,6 +148,10 @@ class Transport:
     def _addresses(self) -> dict[NodeId, str]:
         return {**self._met, **self._members}
 
+    def _reached_at(self, address: str) -> str:
+        """Where the peer with the address listens for its peers."""
+        return f"{address.rpartition(':')[0]}:{self._port}" if self._port else address
+
     def _hello(self, peer: NodeId) -> raft_pb2.PeerHello:
         return raft_pb2.PeerHello(
             cluster_id=self._identity.cluster_id,
@@ -169,7 +176,7 @@ class Transport:
     def _adjust_lanes(self) -> None:
         """Have two lanes to each peer, and none to anybody else."""
         wanted = {
-            (peer, entries): address
+            (peer, entries): self._reached_at(address)
             for peer, address in self._addresses.items()
             for entries in (False, True)
             if peer != self._node

@@ -149,6 +149,24 @@ async def test_each_lane_opens_with_a_hello() -> None:
             assert (hello.directory_id, hello.recipient_directory_id) == ("d1", "d2")
 
 
+async def test_peers_may_listen_for_each_other_on_a_port_of_its_own() -> None:
+    [port] = free_ports(1)
+    peer = Peer(port)
+    identity = Identity("test", N1, "d1")
+    lanes = Transport(
+        identity, Acquaintances(), unreachable=lambda _: None, dismissed=lambda _: None, port=port
+    )
+    lanes.follow({N1: "127.0.0.1:1", N2: "127.0.0.1:2"})
+    await peer.start()
+    lanes.start()
+    try:
+        await until_heard(lanes, peer, 1)
+        assert {hello.address for hello in peer.hellos} == {"127.0.0.1:1"}  # for clients, too
+    finally:
+        await lanes.stop()
+        await peer.stop()
+
+
 async def test_entries_have_a_connection_of_their_own_and_delay_nothing_else() -> None:
     async with peer_and_transport() as (peer, lanes, _):
         await until_heard(lanes, peer, 1)
