@@ -347,6 +347,21 @@ class ClusterAdmin:
         )
         return response.name
 
+    async def join(
+        self, address: str, *, timeout: float = MEMBERSHIP_TIMEOUT_SECONDS
+    ) -> tuple[str, str]:
+        """Make the node at `address` a member: its cluster, and the name that it gets there.
+
+        As add_member. Whoever is answered is the only one who ever gets this name.
+        """
+        response = await self._call_leader(
+            "AddMember",
+            cluster_pb2.AddMemberRequest(address=address),
+            cluster_pb2.AddMemberResponse,
+            timeout=timeout,
+        )
+        return response.cluster_id, response.name
+
     async def promote_member(
         self, name: str, *, force: bool = False, timeout: float = MEMBERSHIP_TIMEOUT_SECONDS
     ) -> None:
@@ -392,6 +407,22 @@ class ClusterAdmin:
             view = await self._settled_view(deadline)
             if view is None or name in _kinds(view):
                 raise
+
+    async def remove_silent_member(
+        self, name: str, address: str, *, timeout: float = MEMBERSHIP_TIMEOUT_SECONDS
+    ) -> None:
+        """Let the member `name` at `address` be one no longer, if it may be taken for gone.
+
+        Raises:
+            MembershipChangeRefused: the leader has heard from it lately, or it is no member
+                there, or the removal would endanger the quorum.
+        """
+        await self._call_leader(
+            "RemoveMember",
+            cluster_pb2.RemoveMemberRequest(name=name, if_silent_at=address),
+            cluster_pb2.RemoveMemberResponse,
+            timeout=timeout,
+        )
 
     async def wait_until_voter(
         self, name: str, report: Callable[[cluster_pb2.Member, int], None]

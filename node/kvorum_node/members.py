@@ -23,6 +23,7 @@ from kvorum.errors import (
 from kvorum_node.machine import Machine
 from kvorum_node.raft.configuration import Change, Configuration
 from kvorum_node.raft.core import Raft
+from kvorum_node.raft.leader import Leader
 from kvorum_node.raft.types import ChangeRefused, Index, NodeId, NotLeading, Position, node_name
 from kvorum_node.storage.raft_log import RaftLogStore
 
@@ -87,6 +88,21 @@ class Members:
         return self._raft.committed_configuration.has_removed(node) and (
             self.configuration_at(self._machine.applied).has_removed(node)
         )
+
+    def require_silence(self, node: NodeId, address: str) -> None:
+        """Raise MembershipChangeRefused unless the member at the address may be taken for gone.
+
+        It is if this leader has heard nothing from it for two election time-outs, or, if it was
+        elected since, for as long after its election.
+        """
+        name, role = node_name(node), self._raft.role
+        if not isinstance(role, Leader):
+            raise self._not_leader()
+        if self.configuration.addresses.get(node) != address:
+            raise MembershipChangeRefused(f"there is no member {name} at {address}")
+        progress = role.progress.get(node)  # of itself, a leader has none
+        if progress is None or progress.recently_active:
+            raise MembershipChangeRefused(f"{name} was heard from lately: it may be running")
 
     def change(self, changes: Sequence[Change], *, force: bool, deadline: float) -> ChangeOfMembers:
         """Begin a change; the future gives the configuration that completes it.

@@ -336,9 +336,21 @@ class Node:
 
         await self._change_members(promote, force=force)
 
-    async def remove_member(self, node: NodeId, *, force: bool = False) -> None:
-        """Let a node be a member no longer: it will stop by itself. Raises as change_members."""
-        await self.change_members([Remove(node)], force=force)
+    async def remove_member(
+        self, node: NodeId, *, force: bool = False, if_silent_at: str = ""
+    ) -> None:
+        """Let a node be a member no longer: it will stop by itself. Raises as change_members.
+
+        Args:
+            if_silent_at: as for Members.require_silence; empty in any case.
+        """
+
+        def remove(_: Configuration) -> list[Change]:
+            if if_silent_at:
+                self.group.members.require_silence(node, if_silent_at)
+            return [Remove(node)]
+
+        await self._change_members(remove, force=force)
 
     def admit(self, peer: NodeId, directory_id: str, *, knows_this_as: str) -> None:
         """Know a peer of the cluster by its data directory, durably, before it is listened to.

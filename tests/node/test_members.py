@@ -9,6 +9,7 @@ from kvorum.errors import (
     DeadlineExceeded,
     KvorumError,
     MembershipChangeRefused,
+    NoLeader,
     NotLeader,
     RemovedFromCluster,
 )
@@ -301,6 +302,64 @@ async def test_a_new_member_gets_the_next_number_of_the_moment_in_which_it_is_ad
         assert await slow == 3
         with pytest.raises(MembershipChangeRefused, match="n2 is a member already"):
             await named
+
+
+# A member that may be taken for gone: a node without its disk asks to be put in its place.
+
+
+async def test_a_member_is_removed_as_gone_only_where_and_when_it_is() -> None:
+    async with NodeGroup(3) as group:
+        leader = await group.leader()
+        [gone, stays] = await followers(group)
+        await eventually(lambda: len(leader.members) == 3)
+        remove = leader.node.remove_member
+        for alive in (leader, gone, stays):
+            with pytest.raises(MembershipChangeRefused, match=f"n{alive.id} was heard from lately"):
+                await remove(alive.id, if_silent_at=alive.address)
+        await gone.stop()
+        with pytest.raises(MembershipChangeRefused, match="heard from lately"):  # a moment ago
+            await remove(gone.id, if_silent_at=gone.address)
+        role = leader.node.group.raft.role
+        progress = getattr(role, "progress", {})[gone.id]
+        await eventually(lambda: not progress.recently_active)
+        with pytest.raises(MembershipChangeRefused, match=f"no member n{gone.id} at h:1"):
+            await remove(gone.id, if_silent_at="h:1")
+        with pytest.raises(MembershipChangeRefused, match="no member n9 at h:1"):
+            await remove(NodeId(9), if_silent_at="h:1")
+        assert leader.members == {1, 2, 3}
+        await remove(gone.id, if_silent_at=gone.address)
+        assert leader.members == {leader.id, stays.id}
+
+
+async def test_a_new_leader_takes_nobody_for_gone() -> None:
+    """It has heard from nobody; that says nothing of them."""
+    async with NodeGroup(3) as group:
+        [silent, _] = await followers(group)
+        await silent.link.cut()
+        _, successor = await handed_over(group, silent=silent)
+        role = successor.node.group.raft.role
+        progress = getattr(role, "progress", {})[silent.id]
+        assert not progress.is_alive
+        with pytest.raises(MembershipChangeRefused, match="heard from lately"):
+            await successor.node.remove_member(silent.id, if_silent_at=silent.address)
+        silent.link.heal()
+
+
+async def test_a_leader_that_is_cut_off_removes_nobody() -> None:
+    """To it, everybody else is silent. It has to be confirmed by a majority first."""
+    async with NodeGroup(3) as group:
+        cut_off = await group.leader()
+        others = await followers(group)
+        for one in (cut_off, *others):
+            await one.link.cut()
+        with pytest.raises((NotLeader, NoLeader)):
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                await cut_off.node.remove_member(others[0].id, if_silent_at=others[0].address)
+        for one in (cut_off, *others):
+            one.link.heal()
+        leader = await group.leader()
+        await leader.put(b"k")
+        assert leader.members == {1, 2, 3}
 
 
 # A leader that was just elected.

@@ -161,7 +161,9 @@ class ClusterService:
             self._node.add_member(address, node, learner=request.learner, force=request.force),
             context,
         )
-        return cluster_pb2.AddMemberResponse(name=node_name(added))
+        return cluster_pb2.AddMemberResponse(
+            name=node_name(added), cluster_id=self._node.cluster_id
+        )
 
     async def _promote_member(
         self, request: cluster_pb2.PromoteMemberRequest, context: Context
@@ -176,7 +178,10 @@ class ClusterService:
     ) -> cluster_pb2.RemoveMemberResponse:
         await _check_namespace(request.namespace, context)
         node = await _node_id(request.name, context)
-        await _carry_out(self._node.remove_member(node, force=request.force), context)
+        removing = self._node.remove_member(
+            node, force=request.force, if_silent_at=request.if_silent_at
+        )
+        await _carry_out(removing, context)
         return cluster_pb2.RemoveMemberResponse()
 
 
