@@ -2,7 +2,8 @@
 
     cluster    the node is one of those that the cluster begins with, and asks nobody
     join       the node was made a member of a running cluster, and asks that one for
-               its id, and whether it really is a member
+               its id, and whether it really is a member. Without a name, it has itself
+               made one: nameless.py
 
 Rule of this file: a new directory is never knowingly given to a node that has run
 before. What that node had promised, a vote or an entry on its disk, was lost with its
@@ -14,12 +15,14 @@ old directory (`Node.admit`).
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from kvorum.admin import PAUSE_SECONDS, ClusterAdmin, Status
 from kvorum.errors import KvorumError, NoLeader
+from kvorum_node import nameless
 from kvorum_node.config import NodeConfig
-from kvorum_node.storage.data_directory import Identity
+from kvorum_node.storage.data_directory import Identity, stored_identity
 from kvorumpb.v1 import cluster_pb2
 
 JOIN_SECONDS: Final = 30.0
@@ -34,8 +37,27 @@ class CannotJoin(KvorumError):
     reason = "CANNOT_JOIN"
 
 
+async def identify(
+    config: NodeConfig, *, report: Callable[[str], None] = lambda why: None
+) -> Identity:
+    """Return who the node is: by its data directory, and at its first start by its settings.
+
+    Args:
+        report: is told what a node without a name waits for, again and again.
+
+    Raises:
+        As first_identity and nameless.identify.
+    """
+    if config.join and not config.name:
+        return await nameless.identify(config, report=report)
+    found = stored_identity(config.data_dir)
+    if found is None:
+        return await first_identity(config)
+    return Identity(found.cluster_id, config.node_id) if config.name else found
+
+
 async def first_identity(config: NodeConfig) -> Identity:
-    """Return whose the new data directory is to be.
+    """Return whose the new data directory of a node with a name is to be.
 
     Raises:
         CannotJoin: the node is no member, or has run before, or was not told where its
@@ -48,10 +70,11 @@ async def first_identity(config: NodeConfig) -> Identity:
         return Identity(config.cluster_id, config.node_id)
     if config.join:
         return Identity(await _ask(config), config.node_id)
+    name = config.name or "it"
     raise CannotJoin(
         f"{config.data_dir} holds no node yet: its first start needs the setting cluster (to begin"
-        f" a cluster) or join (to take part in a running one). If {config.name} has run before, its"
-        f" disk is lost: add a new member in its place, and then remove {config.name}"
+        f" a cluster) or join (to take part in a running one). If {name} has run before, its"
+        f" disk is lost: add a new member in its place, and then remove {name}"
     )
 
 

@@ -33,14 +33,14 @@ from kvorum.errors import DataDirectoryMismatch, KvorumError
 from kvorum_node import logs
 from kvorum_node.admin_port import AdminPort
 from kvorum_node.config import NodeConfig
-from kvorum_node.joining import first_identity
+from kvorum_node.joining import identify
 from kvorum_node.node import Node, Timing
 from kvorum_node.probes import Probes
 from kvorum_node.raft.leader import Leader
 from kvorum_node.services import cluster, health, kv, peers, watch
 from kvorum_node.space import Bounds
 from kvorum_node.storage.budget import Budget
-from kvorum_node.storage.data_directory import Identity, Storage, stored_identity
+from kvorum_node.storage.data_directory import Identity, Storage
 from kvorum_node.termination import (
     DRAIN_SECONDS,
     GRACE_SECONDS,
@@ -165,11 +165,8 @@ async def _serve(config: NodeConfig, probes: Probes, termination: Termination) -
 
 
 async def _find_identity(config: NodeConfig, probes: Probes) -> Identity:
-    found = stored_identity(config.data_dir)
-    if found is None:
-        probes.starting(f"{config.data_dir} is new, and waits for its cluster")
-        return await first_identity(config)
-    return found if not config.name else Identity(found.cluster_id, config.node_id)
+    probes.starting("it finds out who it is")
+    return await identify(config, report=probes.starting)
 
 
 def _open_node(config: NodeConfig, identity: Identity) -> Node:

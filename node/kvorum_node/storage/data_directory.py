@@ -155,9 +155,7 @@ class DataDirectory:
                 os.close(lock)
                 raise
         except OSError as error:
-            raise StorageError(
-                f"the data directory {path} cannot be used: {error.strerror} ({error.filename})"
-            ) from error
+            raise _unusable(path, error) from error
         return cls(path, lock, found, is_new=is_new)
 
     @property
@@ -289,9 +287,37 @@ def stored_identity(path: Path) -> Identity | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise StorageError(
-            f"the data directory {path} cannot be used: {error.strerror} ({error.filename})"
-        ) from error
+        raise _unusable(path, error) from error
+
+
+def is_open(path: Path) -> bool:
+    """Whether a process has the directory open at this moment."""
+    try:
+        descriptor = os.open(path / _LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def prepare(path: Path) -> None:
+    """See that a node can begin here, before anybody is told that it will.
+
+    Raises:
+        DataDirectoryInUse, StateCorrupt, StorageError: as DataDirectory.open.
+    """
+    try:
+        _make_directory(path)
+        _refuse_foreign(path)
+        os.close(_lock(path))
+        _refuse_condemned(path)
+    except OSError as error:
+        raise _unusable(path, error) from error
 
 
 def replace_identity(path: Path, identity: Identity) -> None:
@@ -308,6 +334,12 @@ def _write_content(path: Path, content: _Content) -> None:
         write_durably(path / _IDENTITY, _encode(content))
     except OSError as error:
         raise StorageError(f"cannot write {path / _IDENTITY}: {error.strerror}") from error
+
+
+def _unusable(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"the data directory {path} cannot be used: {error.strerror} ({error.filename})"
+    )
 
 
 def _make_directory(path: Path) -> None:
