@@ -59,7 +59,7 @@ def node_names(count: int) -> list[str]:
 
 @contextlib.contextmanager
 def hub(count: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Make the namespaces for so many nodes; gives their prefix, and what runs a command inside.
+    """Make a hub, and so many nodes; gives their prefix, and what runs a command inside.
 
     What still runs in them at the end is killed.
     """
@@ -73,7 +73,7 @@ def hub(count: int) -> Iterator[tuple[str, tuple[str, ...]]]:
         _ip("-n", center, "address", "add", f"{HUB_ADDRESS}/24", "dev", "bridge")
         _ip("-n", center, "link", "set", "bridge", "up")
         for number, name in enumerate(node_names(count), 1):
-            _add_node(center, f"{prefix}-{name}", f"10.213.0.{number}", f"port{number}")
+            add_place(center, f"{prefix}-{name}", f"10.213.0.{number}", f"port{number}")
         # A mount namespace, too: what is mounted inside goes with the last process.
         inside = (
             *(*enter(center), "unshare", "--mount", "--propagation", "slave"),
@@ -134,7 +134,7 @@ class Namespaces:
             self._delayed.remove(name)
 
     def _tc(self, name: str, verb: str, *kind: str) -> None:
-        _run(("tc", "-n", f"{self._prefix}-{name}", "qdisc", verb, "dev", INTERFACE, "root", *kind))
+        run(("tc", "-n", f"{self._prefix}-{name}", "qdisc", verb, "dev", INTERFACE, "root", *kind))
 
     def _probe_delay(self) -> str:
         name = next(iter(self.places))
@@ -146,7 +146,8 @@ class Namespaces:
         return ""
 
 
-def _add_node(center: str, namespace: str, address: str, port: str) -> None:
+def add_place(center: str, namespace: str, address: str, port: str) -> None:
+    """Make a namespace with one interface, that is joined to the bridge of the hub."""
     _ip("netns", "add", namespace)
     _ip("-n", namespace, "link", "set", "lo", "up")
     peer = ("type", "veth", "peer", "name", INTERFACE, "netns", namespace)
@@ -159,7 +160,7 @@ def _add_node(center: str, namespace: str, address: str, port: str) -> None:
 def _remove(prefix: str) -> None:
     for path in sorted(RUN.glob(f"{prefix}-*")):
         with contextlib.suppress(CommandFailedError):  # a file without its namespace is a remainder
-            for pid in _run(("ip", "netns", "pids", path.name)).split():
+            for pid in run(("ip", "netns", "pids", path.name)).split():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
             _ip("netns", "del", path.name)
@@ -186,14 +187,15 @@ def _ruleset(recipient: str, qualities: Qualities) -> str:
 
 
 def _nft(namespace: str, ruleset: str) -> None:
-    _run((*enter(namespace), "nft", "-f", "-"), given=ruleset)
+    run((*enter(namespace), "nft", "-f", "-"), given=ruleset)
 
 
 def _ip(*arguments: str) -> None:
-    _run(("ip", *arguments))
+    run(("ip", *arguments))
 
 
-def _run(command: Sequence[str], *, given: str = "") -> str:
+def run(command: Sequence[str], *, given: str = "") -> str:
+    """What the command prints; raises CommandFailedError."""
     ran = subprocess.run(command, input=given, capture_output=True, text=True, check=False)
     if ran.returncode != 0:
         raise CommandFailedError(f"{' '.join(command)}: {ran.stderr.strip()}")

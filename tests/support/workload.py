@@ -111,12 +111,17 @@ async def followers(cluster: LocalCluster) -> list[LocalNode]:
 
 async def agreed_content(cluster: LocalCluster) -> cluster_pb2.GetContentHashResponse:
     """What all running nodes hold, once they have applied the same; fails if they differ then."""
+    return await agreed([node.address for node in running(cluster)])
+
+
+async def agreed(addresses: Sequence[str]) -> cluster_pb2.GetContentHashResponse:
+    """The same of the nodes at these addresses."""
     contents: list[cluster_pb2.GetContentHashResponse] = []
     async with ClusterAdmin() as admin:
 
         async def is_applied() -> bool:
             try:
-                statuses = [await admin.status(node.address) for node in running(cluster)]
+                statuses = [await admin.status(address) for address in addresses]
             except KvorumError:
                 return False
             last = max(status.last_index for status in statuses)
@@ -125,22 +130,27 @@ async def agreed_content(cluster: LocalCluster) -> cluster_pb2.GetContentHashRes
 
         async def is_hashed() -> bool:
             """At one index: the leader may have something to put into the log at any time."""
-            contents[:] = [await admin.content_hash(node.address) for node in running(cluster)]
+            contents[:] = [await admin.content_hash(address) for address in addresses]
             return len({content.applied_index for content in contents}) == 1
 
         await until(is_applied)
         await until(is_hashed)
     first = contents[0]
-    for node, content in zip(running(cluster), contents, strict=True):
+    for address, content in zip(addresses, contents, strict=True):
         assert (content.revision, content.hash) == (first.revision, first.hash), (
-            f"{node.name} holds other data: {contents}"
+            f"{address} holds other data: {contents}"
         )
     return first
 
 
 async def assert_nothing_lost(cluster: LocalCluster, workload: Workload) -> None:
     """Every running node holds the same, and it holds everything that was acknowledged."""
-    content = await agreed_content(cluster)
+    await assert_kept([node.address for node in running(cluster)], workload)
+
+
+async def assert_kept(addresses: Sequence[str], workload: Workload) -> None:
+    """The same of the nodes at these addresses."""
+    content = await agreed(addresses)
     found = {entry.key: entry.value async for entry in workload.kv.scan("work:")}
     missing = {key for key, value in workload.acknowledged.items() if found.get(key) != value}
     assert not missing, f"{len(missing)} acknowledged writes are gone: {sorted(missing)[:5]}"
