@@ -6,7 +6,8 @@
     SIGTERM    until then: end at once. From then on: be ready no more, hand leadership
                over, let the calls under way finish, flush, close; a second signal skips
                the courtesies. The admin port goes last
-    failure    a disk that cannot be trusted ends the process with a message, status 1
+    failure    a disk that cannot be trusted ends the process with a message, status 1; or 3,
+               if it would end so again, however often it were started
 
 What is said meanwhile is in probes.py, what bounds the end in termination.py.
 
@@ -29,11 +30,17 @@ from grpc_health.v1.health import SERVICE_NAME as HEALTH_SERVICE
 from grpc_reflection.v1alpha import reflection
 
 from kvorum import limits
-from kvorum.errors import DataDirectoryMismatch, KvorumError
+from kvorum.errors import (
+    DataDirectoryLost,
+    DataDirectoryMismatch,
+    KvorumError,
+    RemovedFromCluster,
+    StateCorrupt,
+)
 from kvorum_node import logs
 from kvorum_node.admin_port import AdminPort
 from kvorum_node.config import NodeConfig
-from kvorum_node.joining import identify
+from kvorum_node.joining import CannotJoin, identify
 from kvorum_node.node import Node, Timing
 from kvorum_node.probes import Probes
 from kvorum_node.raft.leader import Leader
@@ -54,6 +61,17 @@ from kvorumpb.v1 import (  # noqa: F401 - reflection describes them
     kv_pb2,
     raft_pb2,
     watch_pb2,
+)
+
+NOT_TO_BE_RESTARTED: Final = 3
+"""The exit status of a node that nobody but its operator can help."""
+
+_FOR_GOOD: Final = (
+    CannotJoin,
+    DataDirectoryLost,
+    DataDirectoryMismatch,
+    RemovedFromCluster,
+    StateCorrupt,
 )
 
 _ABORT_SECONDS: Final = 0.5
@@ -94,7 +112,7 @@ def run(config: NodeConfig, warnings: Sequence[str] = ()) -> int:
         _run_loop(config)
     except KvorumError as error:
         logger.critical("%s stops: %s", config.name or "the node", error)
-        return 1
+        return NOT_TO_BE_RESTARTED if isinstance(error, _FOR_GOOD) else 1
     return 0
 
 

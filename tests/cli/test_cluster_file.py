@@ -16,8 +16,10 @@ from kvorum.cli.cluster_file import (
 
 CLUSTER = ClusterFile(
     nodes=(
-        NodeRecord("n1", "127.0.0.1:7101", ProcessIdentity(123, 1700000000.25)),
-        NodeRecord("n2", "127.0.0.1:7102", introduction=("--join", "127.0.0.1:7101")),
+        NodeRecord("n1", "127.0.0.1:7101", "127.0.0.1:7181", ProcessIdentity(123, 1700000000.25)),
+        NodeRecord(
+            "n2", "127.0.0.1:7102", "127.0.0.1:7182", introduction=("--join", "127.0.0.1:7101")
+        ),
     ),
     flags=("--fsync", "off"),
 )
@@ -61,13 +63,15 @@ def test_where_there_is_none_the_error_says_how_to_start_one(tmp_path: Path, pla
         "[]",
         "{}",
         '{"format": 1, "nodes": [], "flags": []}',
-        '{"format": 3, "nodes": [], "flags": []}',
-        '{"format": 2, "nodes": [{"name": "n1"}], "flags": []}',
-        '{"format": 2, "nodes": [{"name": "n1", "address": "a", "process": 7}], "flags": []}',
+        '{"format": 4, "nodes": [], "flags": []}',
+        '{"format": 3, "nodes": [{"name": "n1"}], "flags": []}',
+        '{"format": 3, "nodes": [{"name": "n1", "address": "a", "process": 7}], "flags": []}',
         json.dumps(
             {
-                "format": 2,
-                "nodes": [{"name": "n1", "address": "a", "process": 7, "introduction": []}],
+                "format": 3,
+                "nodes": [
+                    {"name": "n1", "address": "a", "admin": "b", "process": 7, "introduction": []}
+                ],
                 "flags": [],
             }
         ),

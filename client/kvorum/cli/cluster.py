@@ -32,7 +32,8 @@ T = TypeVar("T")
 
 MAX_NODES: Final = 9
 FOLLOW_SECONDS: Final = 0.2
-STATE_STYLES: Final = {"running": "green", "paused": "yellow", "dead": "red"}
+CUT_OFF: Final = "cut off"
+STATE_STYLES: Final = {"running": "green", "paused": "yellow", "dead": "red", CUT_OFF: "yellow"}
 
 app = typer.Typer(help="Nodes on this machine: start, watch, disturb and stop them.")
 
@@ -53,7 +54,10 @@ def up(
     base_port: Annotated[
         int | None,
         typer.Option(
-            min=0, max=65535, help="n1 listens here, n2 on the next; 7101. 0: any free ports."
+            min=0,
+            max=65535,
+            envvar="KVORUM_CLUSTER_BASE_PORT",
+            help="n1 listens here, n2 on the next; 7101. 0: any free ports.",
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -78,12 +82,13 @@ def up(
         out.print(f"[green]started[/] {', '.join(started)}")
     for report in before:
         out.print(f"{report.node.name} was already {report.state.value}")
-    table = console.new_table("name", "address", "role", "pid", "data dir", "log file")
+    table = console.new_table("name", "address", "admin", "role", "pid", "data dir", "log file")
     for report in reports:
         node = report.node
         table.add_row(
             node.name,
             node.address,
+            node.admin,
             node_view.role_markup(node_view.role(report.status)) or _state_markup(report),
             node_view.cell(report.pid),
             escape(console.show_path(node.data_dir)),
@@ -102,13 +107,14 @@ def status(*, directory: DirectoryOption = DEFAULT_DIRECTORY, as_json: JsonOptio
     if as_json:
         _print_json(cluster, reports)
         return
+    cut_off = cluster.cut_off
     numbers = (*node_view.COUNTER_HEADINGS, "pid")
     table = console.new_table("name", "address", "state", "role", *numbers, numbers=numbers)
     for report in reports:
         table.add_row(
             report.node.name,
             report.node.address,
-            _state_markup(report),
+            _state_markup(report, cut_off),
             node_view.role_markup(node_view.role(report.status)),
             *map(node_view.cell, node_view.counters(report.status).values()),
             node_view.cell(report.pid),
@@ -211,6 +217,57 @@ def restart(node: NodeArgument, *, directory: DirectoryOption = DEFAULT_DIRECTOR
     console.out().print(f"restarted {name}")
 
 
+@app.command("rolling-restart")
+def rolling_restart(*, directory: DirectoryOption = DEFAULT_DIRECTORY) -> None:
+    """Restart one node after the other, the leader last; the cluster serves meanwhile.
+
+    A node is stopped when all are up and have caught up, and not before.
+    """
+    cluster = _cluster(directory)
+    from kvorum.cli import rolling_restart as rolling  # noqa: PLC0415 - psutil and grpc
+
+    def report(name: str, is_ready: bool) -> None:
+        if is_ready:
+            console.out().print(f"restarted {name}, and it has caught up")
+        else:
+            spinner.update(f"restarting {name}")
+
+    with console.err().status("waiting until every node has caught up") as spinner:
+        asyncio.run(rolling.rolling_restart(cluster, report))
+
+
+@app.command()
+def partition(
+    nodes: Annotated[
+        list[str], typer.Argument(help="The nodes of one side: n1, n2, ..., or `leader`.")
+    ],
+    *,
+    directory: DirectoryOption = DEFAULT_DIRECTORY,
+) -> None:
+    """Cut nodes off from the others; clients still reach them all. Linux, and root.
+
+    It replaces the partition that was, and lasts until `heal` or `down`, over
+    restarts of the nodes, too.
+    """
+    cluster = _cluster(directory)
+    names = [_resolve(cluster, node) for node in nodes]
+    others = cluster.partition(names)
+    console.out().print(
+        f"cut {_enumerate(names)} off from {_enumerate(others)}; end it with `kvorum cluster heal`"
+    )
+
+
+@app.command()
+def heal(*, directory: DirectoryOption = DEFAULT_DIRECTORY) -> None:
+    """End a partition. Safe to repeat."""
+    healed = _cluster(directory).heal()
+    console.out().print(
+        f"{_enumerate(healed)} and the others hear one another again"
+        if healed
+        else "no node was cut off"
+    )
+
+
 @app.command()
 def down(
     *,
@@ -219,7 +276,7 @@ def down(
     ] = False,
     directory: DirectoryOption = DEFAULT_DIRECTORY,
 ) -> None:
-    """Stop every node (SIGTERM; SIGKILL if it has not ended after 10 s)."""
+    """Heal, and stop every node (SIGTERM; SIGKILL if it has not ended after 10 s)."""
     cluster = _cluster(directory)
     names = [node.name for node in cluster.nodes]
     killed = _run_with_spinner("stopping the nodes", lambda: cluster.down(wipe=wipe))
@@ -287,17 +344,25 @@ def _resolve(cluster: "LocalCluster", name: str) -> str:
     return asyncio.run(cluster.leader()) if name == "leader" else cluster.node(name).name
 
 
+def _enumerate(names: Sequence[str]) -> str:
+    """`n1`, `n1 and n2`, `n1, n2 and n3`."""
+    *first, last = dict.fromkeys(names)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def _run_with_spinner(message: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     with console.err().status(message):
         return asyncio.run(work())
 
 
-def _row(report: "NodeReport") -> dict[str, Any]:
+def _row(report: "NodeReport", cut_off: Collection[str]) -> dict[str, Any]:
     """The node as `--json` shows it; null is what it did not say."""
     node = report.node
     return {
         "name": node.name,
         "address": node.address,
+        "admin": node.admin,
+        "cut_off": node.name in cut_off,
         "state": report.state.value,
         "role": node_view.role(report.status),
         **node_view.counters(report.status),
@@ -309,13 +374,15 @@ def _row(report: "NodeReport") -> dict[str, Any]:
     }
 
 
-def _state_markup(report: "NodeReport") -> str:
-    state = report.state.value
+def _state_markup(report: "NodeReport", cut_off: Collection[str] = ()) -> str:
+    is_cut_off = report.node.name in cut_off and report.state.value == "running"
+    state = CUT_OFF if is_cut_off else report.state.value
     return f"[{STATE_STYLES[state]}]{state}[/]"
 
 
 def _print_json(cluster: "LocalCluster", reports: "Sequence[NodeReport]", **more: Any) -> None:
-    rows = [_row(report) for report in reports]
+    cut_off = cluster.cut_off
+    rows = [_row(report, cut_off) for report in reports]
     print(json.dumps({"target": cluster.target, **more, "nodes": rows}, indent=2))
 
 

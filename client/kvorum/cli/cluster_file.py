@@ -17,7 +17,7 @@ DEFAULT_DIRECTORY: Final = Path(".kvorum")
 DIRECTORY_VARIABLE: Final = "KVORUM_CLUSTER_DIR"
 
 FILE_NAME: Final = "cluster.json"
-FORMAT: Final = 2
+FORMAT: Final = 3
 
 
 def default_directory() -> Path:
@@ -48,6 +48,8 @@ class NodeRecord:
 
     name: str
     address: str
+    admin: str
+    """host:port of its probes and metrics, over HTTP."""
     process: ProcessIdentity | None = None
     introduction: tuple[str, ...] = ()
     """Arguments of `kvorum node` that say which cluster is meant, until the node has answered
@@ -122,11 +124,12 @@ def _parse_node(node: object) -> NodeRecord:
         case {
             "name": str(name),
             "address": str(address),
+            "admin": str(admin),
             "process": process,
             "introduction": [*introduction],
         }:
             arguments = tuple(str(argument) for argument in introduction)
-            return NodeRecord(name, address, _parse_process(process), arguments)
+            return NodeRecord(name, address, admin, _parse_process(process), arguments)
         case _:
             raise ValueError(f"node {node!r}")
 

@@ -52,6 +52,7 @@ from kvorum.cli.local_node import (
     PortTaken,
     UnknownNode,
     ask,
+    choose_admin_addresses,
     choose_port,
     choose_ports,
     describe_trouble,
@@ -59,6 +60,7 @@ from kvorum.cli.local_node import (
     refuse_lost,
     refuse_taken_ports,
 )
+from kvorum.cli.partition import Partition
 from kvorum.cli.processes import ProcessState
 from kvorum.errors import KvorumError
 from kvorumpb.v1 import cluster_pb2
@@ -97,6 +99,7 @@ class LocalCluster:
 
     def __init__(self, directory: Path = DEFAULT_DIRECTORY) -> None:
         self.directory = directory
+        self._partition = Partition(directory)
 
     # What there is.
 
@@ -133,6 +136,11 @@ class LocalCluster:
         if leader is None:
             raise LocalClusterError("no node leads at the moment")
         return leader
+
+    @property
+    def cut_off(self) -> list[str]:
+        """The names of the nodes that are cut off from the others."""
+        return self._partition.cut_off()
 
     def log_tail(self, name: str, lines: int = LOG_LINES) -> list[str]:
         """The last lines that the node printed."""
@@ -196,7 +204,8 @@ class LocalCluster:
             async with self._admin() as admin:
                 name = await admin.add_member(address)
                 members = ",".join(node.address for node in known)
-                record = NodeRecord(name, address, introduction=("--join", members))
+                [probes] = choose_admin_addresses([port], known)
+                record = NodeRecord(name, address, probes, introduction=("--join", members))
                 self._change(lambda file: replace(file, nodes=(*file.nodes, record)))
                 started = {name: _size(self.node(name).log_file)}
                 try:
@@ -288,8 +297,32 @@ class LocalCluster:
         """Let a paused node go on (SIGCONT)."""
         self._signal(name, signal.SIGCONT)
 
+    def partition(self, names: Sequence[str]) -> list[str]:
+        """Cut the nodes off from the others, in place of what was cut off; clients reach all.
+
+        Returns:
+            The names of the others. What is added later is on no side, and reaches both.
+
+        Raises:
+            CannotPartition: this system, or this user, cannot; nothing is cut off.
+        """
+        with self._exclusively():
+            cut_off = [self.node(name) for name in dict.fromkeys(names)]
+            others = [node for node in self.nodes if node not in cut_off]
+            if not (cut_off and others):
+                raise LocalClusterError("a partition has two sides: name some nodes, but not all")
+            self._partition.cut(cut_off, others)
+        return [node.name for node in others]
+
+    def heal(self) -> list[str]:
+        """End the partition; returns the names of the nodes that were cut off."""
+        with self._exclusively():
+            cut_off = self.cut_off
+            self._partition.heal()
+        return cut_off
+
     async def down(self, *, wipe: bool = False) -> list[str]:
-        """Stop every node with SIGTERM, and with SIGKILL what has not ended in time.
+        """End a partition, stop every node with SIGTERM, and with SIGKILL if it is not in time.
 
         Args:
             wipe: remove the data, the logs and the cluster itself, too.
@@ -299,6 +332,7 @@ class LocalCluster:
         """
         with self._exclusively():
             nodes = self.nodes
+            self._partition.heal()  # first, so that a leader finds somebody to hand over to
             killed = await self._stop(nodes)
             if wipe:
                 self._wipe(nodes)
@@ -310,8 +344,10 @@ class LocalCluster:
         addresses = {f"n{number}": f"{HOST}:{port}" for number, port in enumerate(ports, 1)}
         members = ",".join(f"{name}={address}" for name, address in addresses.items())
         records = tuple(
-            NodeRecord(name, address, introduction=("--cluster", members))
-            for name, address in addresses.items()
+            NodeRecord(name, address, probes, introduction=("--cluster", members))
+            for (name, address), probes in zip(
+                addresses.items(), choose_admin_addresses(ports), strict=True
+            )
         )
         nodes = [self._locate(record) for record in records]
         refuse_taken_ports(nodes)
@@ -347,16 +383,20 @@ class LocalCluster:
         file = self._file()
         record = next(record for record in file.nodes if record.name == name)
         node = self._locate(record)
+        probes = node.admin
+        if not processes.is_port_free(HOST, node.admin_port):  # somebody else has it now
+            [probes] = choose_admin_addresses([node.port], self.nodes)
         command = [
             # -P: a file of the current directory must not pass for a module.
             *(sys.executable, "-P", "-m", "kvorum.cli", "node", name),
             *("--data-dir", str(node.data_dir.absolute())),
             *("--listen", node.address),
+            *("--admin-listen", probes),
             *record.introduction,
             *file.flags,
         ]
-        identity = processes.start(command, node.log_file)
-        self._change_record(name, lambda record: replace(record, process=identity))
+        identity = processes.start(self._partition.enter(name, command), node.log_file)
+        self._change_record(name, lambda record: replace(record, admin=probes, process=identity))
 
     async def _wait_until_usable(self, started: Mapping[str, int], *, write: bool) -> None:
         """Wait until the started nodes answer and, if `write`, a write has succeeded.
@@ -481,6 +521,7 @@ class LocalCluster:
         return LocalNode(
             name=record.name,
             address=record.address,
+            admin=record.admin,
             data_dir=self.directory / record.name,
             log_file=self.directory / f"{record.name}.log",
             process=record.process,

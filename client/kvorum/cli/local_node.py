@@ -52,6 +52,8 @@ class LocalNode:
 
     name: str
     address: str
+    admin: str
+    """host:port of its probes and metrics, over HTTP."""
     data_dir: Path
     log_file: Path
     process: ProcessIdentity | None
@@ -59,6 +61,10 @@ class LocalNode:
     @property
     def port(self) -> int:
         return int(self.address.rpartition(":")[2])
+
+    @property
+    def admin_port(self) -> int:
+        return int(self.admin.rpartition(":")[2])
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +142,12 @@ def choose_ports(nodes: int | None, base_port: int | None) -> Sequence[int]:
         return processes.free_ports(count)
     first = DEFAULT_BASE_PORT if base_port is None else base_port
     return range(first, first + count)
+
+
+def choose_admin_addresses(ports: Sequence[int], known: Sequence[LocalNode] = ()) -> list[str]:
+    """For nodes on these ports: any that are free, and not of one that is known and may be down."""
+    taken = {*ports, *(node.port for node in known), *(node.admin_port for node in known)}
+    return [f"{HOST}:{port}" for port in processes.free_ports(len(ports), besides=taken)]
 
 
 def choose_port(known: Sequence[LocalNode]) -> int:

@@ -13,7 +13,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -135,14 +135,15 @@ def port_holder(port: int) -> str | None:
     return None
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody has at the moment.
+def free_ports(count: int, *, besides: Collection[int] = ()) -> list[int]:
+    """Ports of 127.0.0.1 that nobody has at the moment, and that are not among `besides`.
 
     None of those that the system gives to outgoing connections: while a node is down, one of
     them could take its port.
     """
-    candidates = random.sample(FREE_PORTS, len(FREE_PORTS))
-    free = (port for port in candidates if is_port_free("127.0.0.1", port))
+    candidates = set(FREE_PORTS).difference(besides)
+    shuffled = random.sample(sorted(candidates), len(candidates))
+    free = (port for port in shuffled if is_port_free("127.0.0.1", port))
     return list(itertools.islice(free, count))
 
 
