@@ -19,7 +19,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -69,6 +69,24 @@ class Writer:
 
 
 @dataclass(slots=True)
+class Complaints:
+    """How many, and the first of them."""
+
+    count: int = 0
+    shown: list[str] = field(default_factory=list)
+
+    def add(self, message: str) -> None:
+        self.count += 1
+        if len(self.shown) < SHOWN:
+            self.shown.append(message)
+
+    def print(self, what: str) -> None:
+        if self.count:
+            more = "; ..." if self.count > SHOWN else ""
+            console.print_error(f"{self.count:,} {what}: {'; '.join(self.shown)}{more}")
+
+
+@dataclass(slots=True)
 class Figures:
     """Of the calls since the last line, or of all."""
 
@@ -87,8 +105,8 @@ class Workload:
 
     def __init__(self, kv: KV, run: str, writers: int) -> None:
         self.stop = asyncio.Event()
-        self.broken: list[str] = []
-        self.failed: list[str] = []
+        self.broken = Complaints()
+        self.failed = Complaints()
         self.lately = Figures()
         self.total = Figures()
         self.prefix = f"{PREFIX}{run}:"
@@ -109,7 +127,7 @@ class Workload:
                 self._require_at_least(number, key, stored.get(key))
             applied, most = stored.get(writer.counter, 0), writer.count + writer.in_doubt
             if not writer.count <= applied <= most:
-                self.broken.append(
+                self.broken.add(
                     f"{writer.counter} counts {applied} writes; {writer.count} were acknowledged,"
                     f" {writer.in_doubt} are in doubt"
                 )
@@ -149,7 +167,7 @@ class Workload:
     def _require_at_least(self, acknowledged: int, key: str, found: int | None) -> None:
         """A later number may be there, of a write that is under way or in doubt."""
         if found is None or found < acknowledged:
-            self.broken.append(f"{key} holds {found}; {acknowledged} was acknowledged")
+            self.broken.add(f"{key} holds {found}; {acknowledged} was acknowledged")
 
     async def _time(self, call: Awaitable[None], what: str) -> bool:
         """Make the call; False if it fails."""
@@ -157,7 +175,7 @@ class Workload:
         try:
             await call
         except KvorumError as error:
-            self.failed.append(f"{what}: {error}")
+            self.failed.add(f"{what}: {error}")
             return False
         took = time.perf_counter() - began
         self.lately.slowest_seconds = max(self.lately.slowest_seconds, took)
@@ -183,7 +201,7 @@ async def put_to_work(target: str, writers: int, seconds: float | None, out: Con
         workload.take_figures()
         with console.err().status("looking for everything that was acknowledged"):
             await workload.look_for_everything()
-        if not workload.broken:
+        if not workload.broken.count:
             await workload.remove()
     return _judge(workload, time.monotonic() - began, out)
 
@@ -203,7 +221,7 @@ async def _tell(workload: Workload, began: float, out: Console) -> None:
             f"{figures.writes / LINE_SECONDS:9,.0f} writes/s"
             f"{figures.reads / LINE_SECONDS:9,.0f} reads/s"
             f"{figures.slowest_seconds * 1000:9,.0f} ms the slowest call"
-            + (f"{len(workload.failed):6,} failed" if workload.failed else "")
+            + (f"{workload.failed.count:6,} failed" if workload.failed.count else "")
         )
 
 
@@ -226,19 +244,12 @@ def _judge(workload: Workload, seconds: float, out: Console) -> int:
         f"{total.writes:,} writes and {total.reads:,} reads in {seconds:.0f} s, the slowest call"
         f" {total.slowest_seconds * 1000:,.0f} ms"
     )
-    _complain(workload.failed, "calls failed")
-    _complain(workload.broken, "promises were broken")
-    if workload.broken:
+    workload.failed.print("calls failed")
+    workload.broken.print("promises were broken")
+    if workload.broken.count:
         return 1
     out.print("[green]Nothing that was acknowledged is lost[/], and nothing was applied twice.")
-    return 1 if workload.failed else 0
-
-
-def _complain(messages: Sequence[str], what: str) -> None:
-    if messages:
-        shown = "; ".join(messages[:SHOWN])
-        more = "; ..." if len(messages) > SHOWN else ""
-        console.print_error(f"{len(messages):,} {what}: {shown}{more}")
+    return 1 if workload.failed.count else 0
 
 
 def main() -> int:
