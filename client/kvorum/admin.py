@@ -10,10 +10,9 @@ answer which says that it was not made.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -34,7 +33,8 @@ from kvorum.errors import (
     Unavailable,
 )
 from kvorum.status import from_rpc_error
-from kvorumpb.v1 import cluster_pb2
+from kvorum.verification import Verification
+from kvorumpb.v1 import cluster_pb2, kv_pb2
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
@@ -50,6 +50,9 @@ MEMBERSHIP_TIMEOUT_SECONDS: Final = 30.0
 """A new leader may have to be found first, and old and new voters must both agree."""
 PAUSE_SECONDS: Final = 0.1
 """Between two looks for the leader."""
+
+_SOME_KEY: Final = b"\0"
+"""It is not its value that is read."""
 
 Status = cluster_pb2.GetStatusResponse
 
@@ -126,36 +129,6 @@ class Survey:
                 for address, one in self.answers.items()
             )
             raise InvalidTarget(f"the addresses are of different clusters: {found}")
-
-
-class Verdict(StrEnum):
-    """What a verification has found out about a member."""
-
-    SAME = "same"
-    """It holds what the majority holds."""
-    CORRUPT = "corrupt"
-    """It holds something else, and stops: it has to be replaced."""
-    UNKNOWN = "unknown"
-    """It did not say, or nobody knows what is right."""
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """What the members of a cluster held at one index of the log."""
-
-    index: int
-    revision: int
-    hash: bytes
-    """Of what the majority of the voters holds, 32 bytes; empty if no majority holds the same,
-    or too few have said so: then revision and record_count are 0."""
-    record_count: int
-    members: Mapping[str, Verdict]
-    """By name."""
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether a majority holds the same, and nobody is known to hold something else."""
-        return bool(self.hash) and Verdict.CORRUPT not in self.members.values()
 
 
 class ClusterAdmin:
@@ -251,6 +224,67 @@ class ClusterAdmin:
             timeout=timeout,
         )
 
+    async def confirmed_index(self, *, timeout: float = MEMBERSHIP_TIMEOUT_SECONDS) -> int:
+        """Return an index of the log through which all is that was acknowledged before this call.
+
+        Any node that has applied so much has all of it. This asks for a majority: the leader is
+        read from, and has led throughout.
+
+        Raises:
+            NoNodeReachable, NoLeader, DeadlineExceeded: nobody can say.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while True:
+            leader = await self.find_leader(timeout=max(0.0, deadline - loop.time()))
+            try:
+                before = await self.status(leader)
+                await self._call(
+                    leader,
+                    "Get",
+                    kv_pb2.GetRequest(key=_SOME_KEY),
+                    kv_pb2.GetResponse,
+                    service="KV",
+                    timeout=max(PAUSE_SECONDS, deadline - loop.time()),
+                )
+                after = await self.status(leader)
+            except Unavailable:
+                if loop.time() >= deadline:
+                    raise
+            else:
+                # Of the same term: or else another leader may have answered the read.
+                if before.role == after.role == cluster_pb2.LEADER and before.term == after.term:
+                    return after.applied_index
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def snapshot(
+        self, address: str
+    ) -> AsyncGenerator[cluster_pb2.SaveSnapshotResponse, None]:
+        """Yield the node's whole state: a header, chunks, a trailer. Close it to give it up.
+
+        It is what the node has applied, which may be less than was acknowledged
+        (`confirmed_index`). What is not asked for is not sent, and takes no memory.
+
+        Raises:
+            Overloaded: the node gives as many as it may.
+            NoLeader: it has applied nothing yet.
+        """
+        rpc: grpc.aio.UnaryStreamMultiCallable[
+            cluster_pb2.SaveSnapshotRequest, cluster_pb2.SaveSnapshotResponse
+        ] = self._channel(address).unary_stream(
+            "/kvorumpb.v1.Cluster/SaveSnapshot",
+            request_serializer=cluster_pb2.SaveSnapshotRequest.SerializeToString,
+            response_deserializer=cluster_pb2.SaveSnapshotResponse.FromString,
+        )
+        call = rpc(cluster_pb2.SaveSnapshotRequest())
+        try:
+            async for part in call:
+                yield part
+        except grpc.aio.AioRpcError as cause:
+            raise _translate(cause, address, write=False) from cause
+        finally:
+            call.cancel()
+
     async def verify(self, *, timeout: float = VERIFY_TIMEOUT_SECONDS) -> Verification:
         """Have all members hash their state at one index, and compare.
 
@@ -268,13 +302,7 @@ class ClusterAdmin:
             timeout=timeout,
             write=False,
         )
-        return Verification(
-            index=response.index,
-            revision=response.revision,
-            hash=response.hash,
-            record_count=response.record_count,
-            members={one.name: _verdict(one) for one in response.members},
-        )
+        return Verification.of(response)
 
     async def verification(
         self, address: str, index: int, *, timeout: float = STATUS_TIMEOUT_SECONDS
@@ -517,14 +545,12 @@ class ClusterAdmin:
         *,
         timeout: float,
         write: bool = False,
+        service: str = "Cluster",
     ) -> ResponseT:
-        if self._closed:
-            raise Closed("the ClusterAdmin was closed")
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = self._channels[address] = connect(address)
-        rpc: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT] = channel.unary_unary(
-            f"/kvorumpb.v1.Cluster/{method}",
+        rpc: grpc.aio.UnaryUnaryMultiCallable[RequestT, ResponseT] = self._channel(
+            address
+        ).unary_unary(
+            f"/kvorumpb.v1.{service}/{method}",
             request_serializer=type(request).SerializeToString,
             response_deserializer=response_type.FromString,
         )
@@ -533,15 +559,13 @@ class ClusterAdmin:
         except grpc.aio.AioRpcError as cause:
             raise _translate(cause, address, write=write) from cause
 
-
-def _verdict(member: cluster_pb2.VerifyResponse.MemberHash) -> Verdict:
-    match member.verdict:
-        case cluster_pb2.VerifyResponse.MemberHash.SAME:
-            return Verdict.SAME
-        case cluster_pb2.VerifyResponse.MemberHash.CORRUPT:
-            return Verdict.CORRUPT
-        case _:
-            return Verdict.UNKNOWN
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        if self._closed:
+            raise Closed("the ClusterAdmin was closed")
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = connect(address)
+        return channel
 
 
 def _kinds(view: Status) -> dict[str, cluster_pb2.Member.Kind.ValueType]:

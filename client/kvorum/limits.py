@@ -132,6 +132,9 @@ MAX_LARGE_CALLS: Final = 2
 """In parts on one session at a time: while one is committed, the next one travels."""
 MAX_SNAPSHOT_CHUNK_BYTES: Final = 1 * MIB
 """A part of a group's state on its way to another node, and what is written of it at a time."""
+MAX_SNAPSHOTS_BEING_SAVED: Final = 2
+"""Which a node gives to be kept, at a time: as long as one takes, what changes in the state is on
+the disk twice."""
 
 # What a node keeps in memory for its clients; beyond it answers `Overloaded`.
 MAX_UNCOMMITTED_BYTES: Final = 128 * MIB

@@ -33,12 +33,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import kvorum
 from kvorum import KV, Change, codecs
-from kvorum.admin import ClusterAdmin, Verdict
+from kvorum.admin import ClusterAdmin
 from kvorum.cli import bulk, console
 from kvorum.cli.cluster_file import NoClusterHere
 from kvorum.cli.local_cluster import LocalCluster, NodeReport
 from kvorum.cli.records import Record
 from kvorum.errors import KvorumError
+from kvorum.verification import Verdict
 
 ELECTION_TIMEOUT_MS: Final = 1000
 IN_FLIGHT: Final = 4

@@ -7,7 +7,7 @@ before the disk is full. (How much of it the store may take is the program's own
 no quota.)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 
 from kvorum.errors import DataDirectoryMismatch
@@ -16,6 +16,7 @@ from kvorum_node.raft.types import NodeId
 from kvorum_node.space import MIN_FREE_BYTES, Bounds
 from kvorum_node.storage.data_directory import Identity, Storage
 from kvorum_node.watches import WatchStream
+from kvorumpb.v1.cluster_pb2 import SaveSnapshotResponse
 from kvorumpb.v1.kv_pb2 import Call, Reply
 
 _LOG_MAX_BYTES = 16 << 20
@@ -63,6 +64,10 @@ class EmbeddedNode:
     def open_watches(self) -> WatchStream:
         """A place for watches. Raises ShuttingDown once the node is closed."""
         return self._node.watches.open_stream()
+
+    def save_snapshot(self) -> AsyncGenerator[SaveSnapshotResponse, None]:
+        """Everything that is in the store now, to be kept. Raises as Backups.save."""
+        return self._node.backups.save()
 
     async def close(self) -> None:
         """Finish what is under way, flush, and release the directory."""

@@ -19,10 +19,12 @@ from kvorum.errors import (
     KvorumError,
     MembershipChangeRefused,
     NoLeader,
+    ShuttingDown,
     StateCorrupt,
     StorageError,
 )
 from kvorum_node.admission import Admission
+from kvorum_node.backups import Backups
 from kvorum_node.driver import LOG_MAX_ENTRIES, Driver
 from kvorum_node.group import Group
 from kvorum_node.housekeeping import Housekeeper, compact
@@ -137,6 +139,7 @@ class Node:
         self.watches = WatchHub(
             self.group.machine, vouches=self.hears_leader, fail=self.driver.fail
         )
+        self.backups = Backups(self.group, storage, wall_ms=_wall_ms)
         self._listeners: set[Callable[[], None]] = set()
         self._running: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -189,7 +192,7 @@ class Node:
     async def stop(self) -> None:
         """Settle what is open, flush, and close everything. Never raises for a failed disk."""
         await self.dispatcher.close()
-        self.watches.close(f"{self} is shutting down")
+        self.end_streams()
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, self.verifier.close(), return_exceptions=True)
@@ -206,6 +209,12 @@ class Node:
         self.driver.close()
         self.storage.close()
         self.watchman.close()
+
+    def end_streams(self) -> None:
+        """The node is shutting down: tell no watch and give no snapshot any more."""
+        why = f"{self} is shutting down"
+        self.watches.close(why)
+        self.backups.close(ShuttingDown(why))
 
     async def wait_leader(self) -> NodeId:
         """Wait until some member is known to lead."""
@@ -434,6 +443,7 @@ class Node:
         logger.error("%s must stop: %s", self, why)
         self.dispatcher.drain()
         self.watches.close(str(why))
+        self.backups.close(why)
         try:
             self.storage.condemn(str(why))
         except StorageError as error:
@@ -524,7 +534,7 @@ class Node:
             machine,
             log,
             clock=LogClock(
-                wall_ms=lambda: time.time_ns() // 1_000_000,
+                wall_ms=_wall_ms,
                 steady_ns=_steady_ns,
                 boot=_boot(),
                 stored=machine.clock,
@@ -560,6 +570,10 @@ def _boot() -> str:
         return f"{boot} {Path('/proc/self/ns/time').readlink()}"
     except OSError:
         return ""
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _steady_ns() -> int:

@@ -175,7 +175,7 @@ async def _serve(config: NodeConfig, probes: Probes, termination: Termination) -
     finally:
         termination.begin_bound()
         probes.ending()
-        node.watches.close(f"{node} is shutting down")
+        node.end_streams()
         await services.stop()
         probes.close()
         await node.stop()
@@ -375,7 +375,7 @@ async def _leave(node: Node) -> None:
         except TimeoutError:
             logger.warning("%s could not hand leadership over in time", node)
     node.dispatcher.drain()
-    node.watches.close(f"{node} is shutting down")
+    node.end_streams()
     under_way = node.group.under_way()
     if under_way:
         _, unanswered = await asyncio.wait(under_way, timeout=GRACE_SECONDS)

@@ -7,7 +7,7 @@ import pytest
 
 from kvorum import NoLeader
 from kvorum import admin as admin_module
-from kvorum.admin import Verdict, Verification
+from kvorum.verification import Verdict, Verification
 from tests.support.command_line import Ran, kvorum
 
 HASH = bytes(range(32))

@@ -21,8 +21,9 @@ from kvorum import (
     NotLeader,
     OutcomeUnknown,
 )
-from kvorum.admin import ClusterAdmin, Verdict, Verification
+from kvorum.admin import ClusterAdmin
 from kvorum.status import DETAILS_KEY, to_status
+from kvorum.verification import Verdict, Verification
 from kvorumpb.v1 import cluster_pb2
 
 Answer = Message | KvorumError | None

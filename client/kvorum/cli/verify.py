@@ -11,7 +11,7 @@ from kvorum.cli import console
 from kvorum.cli.data import FAILED, ClusterOption, JsonOption, choose_target, cluster_addresses
 
 if TYPE_CHECKING:
-    from kvorum.admin import Verification
+    from kvorum.verification import Verification
 
 TIMEOUT_SECONDS: Final = 300.0
 SHOWN_DIGITS: Final = 16

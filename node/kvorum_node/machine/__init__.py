@@ -28,22 +28,24 @@ skip it would let this node's state part from that of the others without a word.
 
 from kvorum_node.machine.commands import FORMAT, UnknownCommand
 from kvorum_node.machine.commit import Event
-from kvorum_node.machine.content_hash import HASH_FORMAT, ContentHash, ContentHasher
+from kvorum_node.machine.content_hash import HASH_FORMAT, ContentHash, ContentHasher, RowHasher
 from kvorum_node.machine.history import History, PastEvent
 from kvorum_node.machine.listing import Listing
 from kvorum_node.machine.machine import Machine, Transition
-from kvorum_node.machine.snapshot import SnapshotDamaged, SnapshotReader, Staging
+from kvorum_node.machine.snapshot import Decoder, SnapshotDamaged, SnapshotReader, Staging
 
 __all__ = [
     "FORMAT",
     "HASH_FORMAT",
     "ContentHash",
     "ContentHasher",
+    "Decoder",
     "Event",
     "History",
     "Listing",
     "Machine",
     "PastEvent",
+    "RowHasher",
     "SnapshotDamaged",
     "SnapshotReader",
     "Staging",

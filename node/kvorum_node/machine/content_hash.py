@@ -65,6 +65,26 @@ class ContentHash:
     """Records that are stored, those included that have expired and were not swept yet."""
 
 
+class RowHasher:
+    """Takes in rows, in the order that is said above, wherever they come from."""
+
+    def __init__(self) -> None:
+        self.record_count = 0
+        self._hasher = blake2b(bytes([HASH_FORMAT]), digest_size=DIGEST_BYTES)
+
+    def add(self, family: Family, key: bytes, stored: bytes) -> None:
+        """Take in a row; `key` is without its space. Raises StorageError if it holds no record."""
+        if family is Family.DATA:
+            self.record_count += 1
+        body = _record(key, stored) if stored and family in _HOLDS_RECORDS else [stored]
+        head = _ROW.pack(family, len(key), sum(map(len, body)))
+        self._hasher.update(b"".join((head, key, *body)))
+
+    def digest(self) -> bytes:
+        """Of all rows so far."""
+        return self._hasher.digest()
+
+
 class ContentHasher:
     """Hashing under way. `close` it if it is given up:
 
@@ -80,8 +100,7 @@ class ContentHasher:
         # All at once, between two writes: so all see the same state.
         scans = [(family, engine.scan(family, *space.range)) for family in layout.STATE_FAMILIES]
         self._rows = ((family, key, stored) for family, scan in scans for key, stored in scan)
-        self._hasher = blake2b(bytes([HASH_FORMAT]), digest_size=DIGEST_BYTES)
-        self._record_count = 0
+        self._hasher = RowHasher()
 
     def step(self) -> ContentHash | None:
         """Hash one slice. None while there may be more.
@@ -89,28 +108,17 @@ class ContentHasher:
         Raises StorageError if the engine fails, or holds what is no record.
         """
         slice_bytes = 0
-        parts: list[bytes] = []
         for count, (family, stored_key, stored) in enumerate(self._rows, start=1):
-            self._add(parts, family, layout.without_prefix(stored_key), stored)
+            self._hasher.add(family, layout.without_prefix(stored_key), stored)
             slice_bytes += len(stored_key) + len(stored)
             if slice_bytes >= SLICE_BYTES or count == SLICE_ROWS:
-                self._hasher.update(b"".join(parts))
                 return None
-        self._hasher.update(b"".join(parts))
-        return ContentHash(self.applied, self._revision, self._hasher.digest(), self._record_count)
+        hasher = self._hasher
+        return ContentHash(self.applied, self._revision, hasher.digest(), hasher.record_count)
 
     def close(self) -> None:
         """Let the engine drop what it kept."""
         self._rows.close()
-
-    def _add(self, parts: list[bytes], family: Family, key: bytes, stored: bytes) -> None:
-        if family is Family.DATA:
-            self._record_count += 1
-        if stored and family in _HOLDS_RECORDS:
-            body = _record(key, stored)
-            parts += _ROW.pack(family, len(key), sum(map(len, body))), key, *body
-        else:
-            parts += _ROW.pack(family, len(key), len(stored)), key, stored
 
 
 def _record(key: bytes, stored: bytes) -> list[bytes]:

@@ -15,6 +15,7 @@ that was left is emptied.
 
 from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Final, NamedTuple, TypeAlias, assert_never
 
@@ -24,7 +25,7 @@ from kvorum_node.machine import history, records
 from kvorum_node.machine.clients import Clients
 from kvorum_node.machine.commands import UnknownCommand, UnknownInstruction, decode_batch
 from kvorum_node.machine.commit import Event
-from kvorum_node.machine.content_hash import HASH_FORMAT, ContentHasher
+from kvorum_node.machine.content_hash import HASH_FORMAT, ContentHasher, RowHasher
 from kvorum_node.machine.execution import Execution
 from kvorum_node.machine.horizon import NEVER_MS, Horizon
 from kvorum_node.machine.listing import Listing, View
@@ -277,9 +278,12 @@ class Machine:
 
     # Snapshots.
 
-    def read_snapshot(self) -> SnapshotReader:
-        """Begin to read the state as it is now, whatever is applied or installed meanwhile."""
-        return SnapshotReader(self._engine, self._space, self._standing.applied)
+    def read_snapshot(self, hasher: RowHasher | None = None) -> SnapshotReader:
+        """Begin to read the state as it is now, whatever is applied or installed meanwhile.
+
+        The hasher, if there is one, takes in what is read: its content hash, at the end.
+        """
+        return SnapshotReader(self._engine, self._space, self._standing.applied, hasher)
 
     def stage_snapshot(self) -> Staging:
         """Begin to receive a state, in place of what was staged before and of that staging.
@@ -342,6 +346,20 @@ class Machine:
         self._clients = Clients.load(self._tables().clients)
         if self.observer is not None:
             self.observer(())
+
+    def skip_revisions(self, count: int) -> None:
+        """Go on with a revision so much higher, and forget history: it is the oldest that can be
+        read. What is removed of it on the disk, housekeeping removes.
+
+        For a state that another history goes on from. The one that it was taken from has
+        given the next numbers, too, to changes that are not in this one.
+        """
+        revision = self._standing.revision + count
+        standing = replace(self._standing, revision=revision, oldest_revision=revision)
+        batch = Batch()
+        standing.save(batch, self._space, self._standing)
+        self._engine.write(batch)
+        self._standing = standing
 
     def _tables(self) -> Tables:
         return Tables(self._engine, self._space, self._horizon)

@@ -11,7 +11,8 @@ is among them, in META. The stream is cut into chunks anywhere.
 
 Rules: who reads and who stages holds one chunk and one record in memory, and works
 for a few milliseconds at a time. The reader sees the state as it was when it was
-made. What is staged lies in the other space (layout.py), where nobody looks before
+made. Its rows come in the order of the content hash (content_hash.py), which can be
+taken on the way. What is staged lies in the other space (layout.py), where nobody looks before
 all of it is there: the mark that it is whole is the last thing written, and an
 engine loses no write but the last ones. The bytes are checked for their structure:
 that a bit was not altered on the way is for the transport to prove.
@@ -24,6 +25,7 @@ from typing import Final
 from kvorum import limits
 from kvorum.errors import StorageError
 from kvorum.limits import MIB
+from kvorum_node.machine.content_hash import RowHasher
 from kvorum_node.machine.standing import Standing, save_staged
 from kvorum_node.raft.types import Index
 from kvorum_node.storage import layout
@@ -34,6 +36,8 @@ FORMAT: Final = 1
 
 MAX_CHUNK_RECORDS: Final = 2048
 """So many begin in a chunk: small ones cost by their number, not by their bytes."""
+MAX_HASHED_CHUNK_RECORDS: Final = 512
+"""The same where each is also hashed, which costs several times as much."""
 MAX_UNSYNCED_BYTES: Final = 32 * MIB
 """When what was staged should be synced: a quarter of what RocksDB takes before it waits."""
 
@@ -52,9 +56,13 @@ class SnapshotReader:
     Until then the engine keeps what has changed since.
     """
 
-    def __init__(self, engine: Engine, space: Space, applied: Index) -> None:
-        """`applied` is where the state in the space stands."""
+    def __init__(
+        self, engine: Engine, space: Space, applied: Index, hasher: RowHasher | None = None
+    ) -> None:
+        """`applied` is where the state in the space stands; the hasher gets all that is read."""
         self.applied = applied
+        self._hasher = hasher
+        self._max_records = MAX_CHUNK_RECORDS if hasher is None else MAX_HASHED_CHUNK_RECORDS
         # All at once, between two writes: so all see the same state.
         self._scans = [
             (family, engine.scan(family, *space.range)) for family in layout.STATE_FAMILIES
@@ -65,13 +73,13 @@ class SnapshotReader:
     def chunk(self, max_bytes: int = limits.MAX_SNAPSHOT_CHUNK_BYTES) -> bytes:
         """The next bytes of the stream, at most max_bytes; b"" at its end.
 
-        Raises StorageError if the engine fails, or was closed.
+        Raises StorageError if the engine fails, was closed, or holds what cannot be hashed.
         """
         if self._pieces is None:
             raise AssertionError("the snapshot was closed")
         parts: list[memoryview] = []
         room = max_bytes
-        for _ in range(2 * MAX_CHUNK_RECORDS):  # a record is two pieces
+        for _ in range(2 * self._max_records):  # a record is two pieces
             if not self._piece:
                 self._piece = memoryview(next(self._pieces, b""))
             if not (self._piece and room):
@@ -95,6 +103,8 @@ class SnapshotReader:
         for family, scan in self._scans:
             for stored_key, value in scan:
                 key = layout.without_prefix(stored_key)
+                if self._hasher is not None:
+                    self._hasher.add(family, key, value)
                 yield _HEAD.pack(family, len(key), len(value)) + key
                 if value:
                     yield value
@@ -115,7 +125,7 @@ class Staging:
         self._engine = engine
         self._space = space
         self._prefix = space.prefix
-        self._decoder = _Decoder()
+        self._decoder = Decoder()
         self._is_over = False
 
     def write(self, chunk: bytes) -> None:
@@ -175,7 +185,7 @@ class Staging:
             raise AssertionError("the staging is finished, or was given up for another")
 
 
-class _Decoder:
+class Decoder:
     """The records of a stream, as its chunks come in."""
 
     def __init__(self) -> None:

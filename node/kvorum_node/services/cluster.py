@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar, cast
 
 import grpc
@@ -9,9 +10,10 @@ import grpc.aio
 from google.protobuf.message import Message
 
 import kvorum
-from kvorum.errors import InvalidArgument, KvorumError
+from kvorum.errors import DeadlineExceeded, InvalidArgument, KvorumError
 from kvorum.status import to_status
 from kvorum_node import validation
+from kvorum_node.backups import STALLED_SECONDS
 from kvorum_node.config import check_member_address, parse_name
 from kvorum_node.node import Node
 from kvorum_node.raft.configuration import Configuration
@@ -54,6 +56,11 @@ class ClusterService:
                 "AddMember": _method(self._add_member, cluster_pb2.AddMemberRequest),
                 "PromoteMember": _method(self._promote_member, cluster_pb2.PromoteMemberRequest),
                 "RemoveMember": _method(self._remove_member, cluster_pb2.RemoveMemberRequest),
+                "SaveSnapshot": grpc.unary_stream_rpc_method_handler(
+                    self._save_snapshot,
+                    request_deserializer=cluster_pb2.SaveSnapshotRequest.FromString,
+                    response_serializer=cluster_pb2.SaveSnapshotResponse.SerializeToString,
+                ),
             },
         )
 
@@ -132,6 +139,24 @@ class ClusterService:
     ) -> cluster_pb2.GetVerificationResponse:
         await _check_namespace(request.namespace, context)
         return self._node.verifier.answer(Index(request.index))
+
+    async def _save_snapshot(
+        self, request: cluster_pb2.SaveSnapshotRequest, context: Context
+    ) -> None:
+        await _check_namespace(request.namespace, context)
+        try:
+            async with aclosing(self._node.backups.save()) as parts:
+                async for part in parts:
+                    async with asyncio.timeout(STALLED_SECONDS):
+                        await context.write(part)  # returns when the caller has room for it
+        except TimeoutError:
+            stalled = DeadlineExceeded(f"no part was taken for {STALLED_SECONDS:g} s: given up")
+            await abort(context, to_status(stalled))
+        except grpc.aio.InternalError:
+            # gRPC's word for a stream that is dead: the caller has gone.
+            self._node.group.logger.debug("lost the caller that a snapshot was for")
+        except KvorumError as error:
+            await abort(context, to_status(error))
 
     async def _transfer_leadership(
         self, request: cluster_pb2.TransferLeadershipRequest, context: Context
