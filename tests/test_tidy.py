@@ -139,11 +139,15 @@ def test_grpc_stays_at_the_edges() -> None:
     assert offenders(inner, "grpc") == []
 
 
-def test_the_client_needs_the_node_only_for_embedded_stores_and_to_run_or_recover_one() -> None:
+def test_the_client_needs_the_node_only_for_embedded_stores_and_to_run_begin_or_recover_one() -> (
+    None
+):
     allowed = {
         CLIENT / "backends/embedded.py",
         CLIENT / "cli/node.py",
         CLIENT / "cli/recover.py",
+        CLIENT / "cli/founding.py",
+        CLIENT / "cli/snapshot.py",
     }
     paths = [path for path in sources(CLIENT) if path not in allowed]
     assert offenders(paths, "kvorum_node") == []
@@ -219,6 +223,7 @@ def test_durability_is_decided_in_one_place() -> None:
     }
     assert calls == {
         "node/kvorum_node/driver.py",
+        "node/kvorum_node/founding.py",
         "node/kvorum_node/node.py",
         "node/kvorum_node/survivor.py",
     }

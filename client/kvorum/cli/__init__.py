@@ -4,6 +4,8 @@
     node.py             `kvorum node`: flags, environment and file become one configuration
     cluster.py          `kvorum cluster ...`: what is printed about a local cluster
     member.py           `kvorum member list | add | promote | remove`
+    founding.py         `kvorum init`: the first node of a cluster
+    snapshot.py         `kvorum snapshot save | verify | restore`
     recover.py          `kvorum recover`: what is left of a cluster that lost its majority
     data.py             `kvorum get | put | delete | list | add | status`
     lifetime.py         `kvorum ttl | touch | persist`
@@ -18,6 +20,7 @@
     local_node.py       one of them: its things, its port, what it says
     cluster_file.py     what it remembers on disk
     processes.py        processes, told apart from others that got the same pid
+    part_file.py        a file that is there whole, or not at all
     records.py          a key and its value as one line of JSON, exactly
     node_view.py        what a node says about itself, for tables and JSON
     console.py          the two streams, and tables that fit a terminal or a pipe

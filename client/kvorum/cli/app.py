@@ -11,10 +11,12 @@ from kvorum.cli import (
     compact,
     console,
     data,
+    founding,
     lifetime,
     member,
     node,
     recover,
+    snapshot,
     transfer,
     verify,
     watch,
@@ -80,7 +82,9 @@ app.command("persist", rich_help_panel=DATA_PANEL)(lifetime.persist)
 app.command("import", rich_help_panel=DATA_PANEL)(transfer.import_)
 app.command("export", rich_help_panel=DATA_PANEL)(transfer.export)
 app.command("node", rich_help_panel=NODE_PANEL)(node.node)
+app.command("init", rich_help_panel=NODE_PANEL)(founding.init)
 app.add_typer(member.app, name="member", rich_help_panel=NODE_PANEL)
+app.add_typer(snapshot.app, name="snapshot", rich_help_panel=NODE_PANEL)
 app.command("verify", rich_help_panel=NODE_PANEL)(verify.verify)
 app.command("compact", rich_help_panel=NODE_PANEL)(compact.compact)
 app.command("recover", rich_help_panel=NODE_PANEL)(recover.recover)

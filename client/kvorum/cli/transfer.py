@@ -57,8 +57,8 @@ def import_(
     times to live anew.
     """
     chosen = choose_target(target)
-    source = _open_source(file)
-    with _progress("importing", _size(source)) as progress:
+    source = open_source(file)
+    with _progress("importing", size_of(source)) as progress:
 
         async def count_bytes(lines: AsyncIterable[bytes]) -> AsyncIterator[bytes]:
             async for line in lines:
@@ -154,7 +154,8 @@ def _progress(verb: str, total_bytes: int | None) -> Iterator[_Counter]:
         terminal.print(f"{done} {counter.records:,} record{'' if counter.records == 1 else 's'}")
 
 
-def _open_source(name: str) -> BinaryIO:
+def open_source(name: str) -> BinaryIO:
+    """The file, or stdin; the caller closes it."""
     if name == STDIN:
         # Not sys.stdin's own buffer: a thread that waits in it would block the exit.
         return open(sys.stdin.fileno(), "rb", closefd=False)
@@ -170,7 +171,7 @@ def _open_sink(path: Path | None) -> Iterator[BinaryIO]:
             yield file
 
 
-def _size(source: BinaryIO) -> int | None:
+def size_of(source: BinaryIO) -> int | None:
     """The bytes to read; None if that cannot be known."""
     facts = os.fstat(source.fileno())
     return facts.st_size if stat.S_ISREG(facts.st_mode) else None

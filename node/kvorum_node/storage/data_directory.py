@@ -16,6 +16,11 @@ it was removed, and to start with an empty one would forget votes and promised
 entries. A directory with a kvorum.json.new has never promised anything. A
 directory with anything else in it is not ours, and is left as it is.
 
+What a cluster is begun with offline (founding.py) takes long to write, and counts as a whole
+or not at all. It goes the same way with a kvorum.json.unfinished, with which no node starts:
+
+    LOCK  ->  kvorum.json.unfinished  ->  log/, state/, written  ->  rename to kvorum.json
+
 What a member has promised, a vote or an entry on its disk, is in its directory, and
 gone with it. So a directory has an id of its own, drawn when it is created, and each
 node keeps by which one it first met each peer, in the same file: a node that comes
@@ -28,10 +33,12 @@ member, which can vote twice. LOCK only sees to it that no two of them share one
 import fcntl
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Final, Self
 
@@ -48,6 +55,7 @@ FORMAT: Final = 1
 _LOCK: Final = "LOCK"
 _IDENTITY: Final = "kvorum.json"
 _NEW_IDENTITY: Final = "kvorum.json.new"
+_UNFINISHED: Final = "kvorum.json.unfinished"
 _CORRUPT: Final = "CORRUPT"
 _LOG: Final = "log"
 _STATE: Final = "state"
@@ -66,9 +74,9 @@ class Identity:
     for by: one that exists has its own, and a new one takes this."""
 
     @classmethod
-    def single(cls) -> Self:
-        """A fresh cluster of one node, for a store that is embedded in a program."""
-        return cls(str(uuid.uuid4()), NodeId(1))
+    def single(cls, node: NodeId = NodeId(1)) -> Self:  # noqa: B008 - it is an int
+        """A fresh cluster of one node."""
+        return cls(str(uuid.uuid4()), node)
 
     def in_new_cluster(self) -> Self:
         """The same node in a cluster that has no other one yet."""
@@ -121,12 +129,12 @@ class _Content:
 class DataDirectory:
     """A directory that this process holds the lock of. Released by `close`."""
 
-    def __init__(self, path: Path, lock: int, content: _Content, *, is_new: bool) -> None:
+    def __init__(self, path: Path, lock: int, content: _Content, *, pending: str | None) -> None:
+        """`pending` is the file that is to become the identity; None if there is one."""
         self.path = path
         self.identity = content.identity
         self.acquaintances = Acquaintances(content.peers, save=self._save_peers)
-        self.is_new = is_new
-        """Whether the creation has still to be finished (`finish_creation`)."""
+        self._pending = pending
         self._lock: int | None = lock
 
     @classmethod
@@ -156,7 +164,37 @@ class DataDirectory:
                 raise
         except OSError as error:
             raise _unusable(path, error) from error
-        return cls(path, lock, found, is_new=is_new)
+        return cls(path, lock, found, pending=_NEW_IDENTITY if is_new else None)
+
+    @classmethod
+    def found(cls, path: Path, identity: Identity) -> Self:
+        """Lock an empty directory, and mark it as one that nobody may start from.
+
+        Until `finish_creation`; `clear` gives it up.
+
+        Raises:
+            DataDirectoryInUse: another process has it locked.
+            StorageError: there is something in it, or it cannot be used.
+        """
+        try:
+            _make_directory(path)
+            _refuse_filled(path)
+            lock = _lock(path)
+            try:
+                _refuse_filled(path)  # another process may have had the lock before
+                content = _Content(identity)
+                write_durably(path / _UNFINISHED, _encode(content))
+            except BaseException:
+                os.close(lock)
+                raise
+        except OSError as error:
+            raise _unusable(path, error) from error
+        return cls(path, lock, content, pending=_UNFINISHED)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the creation has still to be finished (`finish_creation`)."""
+        return self._pending is not None
 
     @property
     def log(self) -> Path:
@@ -167,13 +205,27 @@ class DataDirectory:
         return self.path / _STATE
 
     def finish_creation(self) -> None:
-        """Both engines are there: from now on the directory counts."""
+        """All is there that has to be: from now on the directory counts."""
+        if self._pending is None:
+            raise AssertionError(f"{self.path} was finished before")
         try:
-            (self.path / _NEW_IDENTITY).rename(self.path / _IDENTITY)
+            (self.path / self._pending).rename(self.path / _IDENTITY)
             sync_directory(self.path)
         except OSError as error:
             raise StorageError(f"cannot create {self.path}: {error.strerror}") from error
-        self.is_new = False
+        self._pending = None
+
+    def clear(self) -> None:
+        """Remove what was created, as far as the disk lets it: the mark goes last."""
+        if self._pending is None:
+            raise AssertionError(f"{self.path} is in use")
+        try:
+            for engine in (self.log, self.state):
+                if engine.exists():
+                    shutil.rmtree(engine)
+            (self.path / self._pending).unlink(missing_ok=True)
+        except OSError:
+            return  # what is left has the mark, and says so whenever it is opened
 
     def condemn(self, why: str) -> None:
         """Let nobody open the directory again; on the disk when this returns."""
@@ -230,37 +282,62 @@ class Storage:
             DataDirectoryInUse, DataDirectoryMismatch, StateCorrupt: as DataDirectory.open.
             StorageError: as there; or an engine is damaged; or RocksDB is not installed.
         """
-        try:
-            # Here, not above: `memory:` works without the extra that brings RocksDB.
-            from kvorum_node.storage.rocks import RocksEngine, Role  # noqa: PLC0415 - an extra
-        except ModuleNotFoundError as error:
-            if error.name != "rocksdict":
-                raise
-            raise StorageError(
-                "a store on a disk needs RocksDB: pip install 'kvorum[node]'"
-            ) from error
+        _require_rocksdb()
         with ExitStack() as resources:
             directory = DataDirectory.open(path, identity)
             resources.callback(directory.close)
-            log = RocksEngine.open(
-                directory.log, Role.LOG, create=directory.is_new, fsync=fsync, budget=budget.log
-            )
-            resources.callback(log.close)
-            state = RocksEngine.open(
-                directory.state, Role.STATE, create=directory.is_new, budget=budget.state
-            )
-            resources.callback(state.close)
+            storage = cls._open_engines(directory, resources, budget, fsync=fsync)
             if directory.is_new:
                 directory.finish_creation()
-            return cls(
-                directory.identity,
-                log,
-                state,
-                resources.pop_all(),
-                directory.acquaintances,
-                directory.condemn,
-                path,
-            )
+            return storage
+
+    @classmethod
+    @contextmanager
+    def found(cls, path: Path, identity: Identity) -> Iterator[Self]:
+        """An empty storage to be filled, which is a node's directory if the block ends well.
+
+        If it does not, nothing is left in the directory, or what no node starts from.
+
+        Raises:
+            DataDirectoryInUse, StorageError: as DataDirectory.found; nothing was touched.
+        """
+        _require_rocksdb()
+        directory = DataDirectory.found(path, identity)
+        with closing(directory):
+            try:
+                with ExitStack() as resources:
+                    storage = cls._open_engines(directory, resources, Budget(), fsync=True)
+                    with closing(storage):
+                        yield storage
+            except BaseException:
+                directory.clear()
+                raise
+            directory.finish_creation()
+
+    @classmethod
+    def _open_engines(
+        cls, directory: DataDirectory, resources: ExitStack, budget: Budget, *, fsync: bool
+    ) -> Self:
+        """Both engines of a locked directory; the storage takes over what has to be closed."""
+        from kvorum_node.storage.rocks import RocksEngine, Role  # noqa: PLC0415 - an extra
+
+        log = RocksEngine.open(
+            directory.log, Role.LOG, create=directory.is_new, fsync=fsync, budget=budget.log
+        )
+        resources.callback(log.close)
+        state = RocksEngine.open(
+            directory.state, Role.STATE, create=directory.is_new, budget=budget.state
+        )
+        resources.callback(state.close)
+        return cls(
+            directory.identity,
+            log,
+            state,
+            resources.pop_all(),
+            directory.acquaintances,
+            directory.condemn,
+            directory.path,
+        )
 
     @classmethod
     def memory(cls, identity: Identity | None = None) -> Self:
@@ -274,6 +351,16 @@ class Storage:
     def close(self) -> None:
         """Close both engines, and then release the directory. May be called twice."""
         self._resources.close()
+
+
+def _require_rocksdb() -> None:
+    """`memory:` works without the extra that brings it."""
+    try:
+        import_module("kvorum_node.storage.rocks")
+    except ModuleNotFoundError as error:
+        if error.name != "rocksdict":
+            raise
+        raise StorageError("a store on a disk needs RocksDB: pip install 'kvorum[node]'") from error
 
 
 def stored_identity(path: Path) -> Identity | None:
@@ -320,6 +407,12 @@ def prepare(path: Path) -> None:
         raise _unusable(path, error) from error
 
 
+def _unusable(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"the data directory {path} cannot be used: {error.strerror} ({error.filename})"
+    )
+
+
 def replace_identity(path: Path, identity: Identity) -> None:
     """Give the directory, which the caller has open, to another cluster, without its peers.
 
@@ -336,12 +429,6 @@ def _write_content(path: Path, content: _Content) -> None:
         raise StorageError(f"cannot write {path / _IDENTITY}: {error.strerror}") from error
 
 
-def _unusable(path: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"the data directory {path} cannot be used: {error.strerror} ({error.filename})"
-    )
-
-
 def _make_directory(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise StorageError(f"the data directory {path} is a file")
@@ -356,12 +443,31 @@ def _refuse_foreign(path: Path) -> None:
     names = {entry.name for entry in path.iterdir()} - _NOT_OURS_BUT_HARMLESS
     if _IDENTITY in names or _NEW_IDENTITY in names:
         return
+    if any(name.startswith(_UNFINISHED) for name in names):
+        raise StorageError(
+            f"{path} is not complete: a `kvorum init` or a `kvorum snapshot restore` is under way"
+            " there, or was broken off. If it was, delete the directory, and repeat that"
+        )
     foreign = names - {_LOCK, f"{_NEW_IDENTITY}.tmp"}
     if foreign:
         raise StorageError(
             f"{path} is not a kvorum data directory, and is not empty: it contains"
             f" {min(foreign)}. Choose a new or an empty directory"
         )
+
+
+def _refuse_filled(path: Path) -> None:
+    """A cluster is begun in a directory that has nothing in it, and never over what is there."""
+    names = {entry.name for entry in path.iterdir()} - _NOT_OURS_BUT_HARMLESS - {_LOCK}
+    if not names:
+        return
+    if _IDENTITY in names:
+        held = f"holds {stored_identity(path)}"
+    elif any(name.startswith(_UNFINISHED) for name in names):
+        held = "is what is left of a start that was broken off, or is under way"
+    else:
+        held = f"is not empty: it contains {min(names)}"
+    raise StorageError(f"{path} {held}. Choose a new or an empty directory")
 
 
 def _refuse_condemned(path: Path) -> None:
