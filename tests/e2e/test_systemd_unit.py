@@ -22,7 +22,8 @@ import kvorum
 from kvorum.cli import processes
 from kvorum.cli.node import USAGE
 from kvorum_node.config import NodeConfig
-from kvorum_node.server import GRACE_SECONDS, NOT_TO_BE_RESTARTED
+from kvorum_node.server import NOT_TO_BE_RESTARTED
+from kvorum_node.termination import DRAIN_SECONDS
 
 DIRECTORY = Path(__file__).parents[2] / "deploy/systemd"
 UNIT = DIRECTORY / "kvorum.service"
@@ -68,7 +69,7 @@ def test_it_has_what_a_node_needs(unit: configparser.ConfigParser) -> None:
     assert {name: service[name] for name in expected} == expected
     assert int(service["LimitNOFILE"]) >= 65_536
     stop_seconds = int(service["TimeoutStopSec"].removesuffix("s"))
-    assert stop_seconds >= 10 * GRACE_SECONDS  # handing over, closing and flushing come to it
+    assert stop_seconds > DRAIN_SECONDS
 
 
 def test_its_settings_are_some_of_a_node(unit: configparser.ConfigParser) -> None:
