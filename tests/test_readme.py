@@ -112,7 +112,7 @@ def test_the_commands_of_a_page_exist_with_their_options(page: str) -> None:
     """As they stand in its examples, one a line."""
     commands: dict[str, set[str]] = {}
     for line in commands_of(page):
-        [command] = re.findall(r"^(?:cluster |member |snapshot )?[a-z]+", line)
+        [command] = re.findall(r"^(?:cluster |member |snapshot )?[a-z-]+", line)
         commands.setdefault(command, set()).update(re.findall(r" (--[a-z-]+)", line))
     assert commands
     for command, options in sorted(commands.items()):

@@ -11,6 +11,7 @@ import pytest
 
 from kvorum.cli.processes import free_ports
 from kvorum_node.config import NodeConfig
+from kvorum_node.server import NOT_TO_BE_RESTARTED
 from kvorum_node.storage.data_directory import Identity, Storage
 
 pytestmark = pytest.mark.cluster
@@ -42,7 +43,14 @@ def command(
     ]
 
 
-def refusal(path: Path, name: str, members: dict[str, str], *, introduced: bool = True) -> str:
+def refusal(
+    path: Path,
+    name: str,
+    members: dict[str, str],
+    *,
+    introduced: bool = True,
+    status: int = NOT_TO_BE_RESTARTED,
+) -> str:
     """What a node process says that is started with the directory, and ends by itself."""
     ran = subprocess.run(
         command(path, name, members, introduced=introduced),
@@ -51,7 +59,7 @@ def refusal(path: Path, name: str, members: dict[str, str], *, introduced: bool 
         timeout=END_SECONDS,
         check=False,
     )
-    assert ran.returncode == 1
+    assert ran.returncode == status
     assert "Traceback" not in ran.stderr
     [line] = ran.stderr.splitlines()
     return line
@@ -60,7 +68,7 @@ def refusal(path: Path, name: str, members: dict[str, str], *, introduced: bool 
 def test_it_is_open_already(tmp_path: Path, members: dict[str, str]) -> None:
     storage = open_storage(tmp_path, "n2", members)
     try:
-        said = refusal(tmp_path, "n2", members)
+        said = refusal(tmp_path, "n2", members, status=1)
     finally:
         storage.close()
     assert f"is open in the process with pid {os.getpid()}" in said
@@ -143,7 +151,7 @@ def test_it_is_no_data_directory_at_all(
     path = tmp_path / "data"
     make(path)
     before = contents(path)
-    assert expected in refusal(path, "n1", members)
+    assert expected in refusal(path, "n1", members, status=1)
     assert contents(path).items() >= before.items()
 
 

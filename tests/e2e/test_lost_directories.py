@@ -8,6 +8,7 @@ from kvorum import KV
 from kvorum.admin import ClusterAdmin
 from kvorum.cli.local_cluster import LocalCluster
 from kvorum.cli.local_node import LocalNode
+from kvorum_node.server import NOT_TO_BE_RESTARTED
 from kvorumpb.v1 import cluster_pb2
 from tests.support import shell
 from tests.support.workload import Workload, assert_nothing_lost, followers, until
@@ -26,7 +27,7 @@ def first_start(cluster: LocalCluster, node: LocalNode) -> list[str]:
 
 async def assert_it_ends(cluster: LocalCluster, node: LocalNode) -> None:
     ran = await shell.run(*first_start(cluster, node))
-    assert ran.returncode == 1, ran.stderr
+    assert ran.returncode == NOT_TO_BE_RESTARTED, ran.stderr
     [last] = ran.stderr.splitlines()[-1:]
     assert f"{node.name} stops: {node.name} was a member with another data directory" in last
     assert f"`kvorum member remove {node.name}`" in last

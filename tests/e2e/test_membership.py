@@ -13,6 +13,7 @@ from kvorum import KV
 from kvorum.admin import ClusterAdmin
 from kvorum.cli.local_cluster import DataLost, LocalCluster
 from kvorum.cli.processes import free_ports
+from kvorum_node.server import NOT_TO_BE_RESTARTED
 from kvorumpb.v1 import cluster_pb2
 from tests.support import shell
 from tests.support.node_processes import nodes_of
@@ -124,7 +125,7 @@ async def test_a_lost_disk_comes_back_under_a_new_name_only(
             *("node", victim.name, "--data-dir", str(victim.data_dir)),
             *("--listen", victim.address, "--join", others),
         )
-        assert ran.returncode == 1
+        assert ran.returncode == NOT_TO_BE_RESTARTED
         assert f"{victim.name} has run before, with another data directory" in ran.stderr
         assert not victim.data_dir.exists()
 
@@ -148,7 +149,7 @@ async def test_a_removed_node_that_did_not_hear_of_it_disturbs_nobody(
         ran = await shell.run(
             *("node", victim.name, "--data-dir", str(victim.data_dir), "--listen", victim.address)
         )
-        assert ran.returncode == 1
+        assert ran.returncode == NOT_TO_BE_RESTARTED
         assert "Its data directory can be deleted" in ran.stderr
     after = await leader_view(three_nodes)
     assert (after.name, after.term) == (before.name, before.term)
@@ -228,7 +229,7 @@ async def test_the_commands_as_a_person_gives_them(
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 1
+    assert process.returncode == NOT_TO_BE_RESTARTED
     assert "n4 stops: n4 was removed from the cluster" in said.splitlines()[-1]
     again = await shell.run("member", "remove", "n4", *target)
     assert (again.returncode, again.stderr) == (1, "error: n4 is no member\n")
@@ -261,15 +262,15 @@ async def test_a_node_joins_no_cluster_but_its_own(
         own, foreign = three_nodes.nodes[0].address, other.nodes[0].address
         async with ClusterAdmin([own]) as admin:
             name = await admin.add_member(address)
-        for join, message in (
-            (foreign, f"{name} is no member of the cluster"),
-            (f"{own},{foreign}", "the addresses are of different clusters"),
+        for join, status, message in (
+            (foreign, NOT_TO_BE_RESTARTED, f"{name} is no member of the cluster"),
+            (f"{own},{foreign}", 1, "the addresses are of different clusters"),
         ):
             ran = await shell.run(
                 *("node", name, "--data-dir", str(tmp_path / name)),
                 *("--listen", address, "--join", join),
             )
-            assert ran.returncode == 1
+            assert ran.returncode == status
             assert message in ran.stderr
         assert not (tmp_path / name).exists()
     finally:

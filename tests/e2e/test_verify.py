@@ -15,6 +15,7 @@ from kvorum.cli.local_node import LocalNode
 from kvorum.cli.processes import ProcessState
 from kvorum.errors import KvorumError
 from kvorum_node.raft.types import GroupId
+from kvorum_node.server import NOT_TO_BE_RESTARTED
 from kvorum_node.storage.engine import Batch, Family
 from kvorum_node.storage.layout import Space, data_key
 from kvorum_node.storage.rocks import RocksEngine, Role
@@ -94,7 +95,7 @@ async def let_lead(cluster: LocalCluster, name: str) -> None:
 
 
 def assert_says_why(node: LocalNode, status: int, said: str) -> None:
-    assert status == 1, said
+    assert status == NOT_TO_BE_RESTARTED, said
     [last] = said.splitlines()[-1:]
     assert f"{node.name} stops: the state of {node.name} differs from what the majority" in last
     assert "`kvorum member add HOST:PORT`" in last
