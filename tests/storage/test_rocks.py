@@ -162,9 +162,7 @@ def test_close_ends_what_is_being_reclaimed(tmp_path: Path) -> None:
     not Path("/proc/thread-self/io").exists(),
     reason="needs the bytes that a thread has read: Linux",
 )
-def test_a_look_up_reads_little_however_large_a_file_is(
-    tmp_path: Path,
-) -> None:
+def test_a_look_up_reads_little_however_large_a_file_is(tmp_path: Path) -> None:
     """The cache keeps no block that is larger than one of its shards, mostly of 1 MiB.
 
     Here it has one, which is smaller than all that tells where the keys of the file are.
