@@ -104,7 +104,7 @@ MUTATIONS: dict[str, list[tuple[str, Path, Any]]] = {
     "memory_is_guaranteed": [
         (SET, (*NODE, "resources", "requests", "memory"), "2Gi"),
         (SET, (*NODE, "resources", "limits", "memory"), "8Gi"),
-        (SET, (*NODE, "env", 7, "valueFrom", "resourceFieldRef", "resource"), "requests.cpu"),
+        (SET, (*NODE, "env", 7), {"name": "KVORUM_MEMORY_BYTES", "value": str(512 << 20)}),
         (CRON, (*JOB, "containers", 0, "resources"), GONE),
     ],
     "a_budget_leaves_a_majority": [
@@ -117,7 +117,6 @@ MUTATIONS: dict[str, list[tuple[str, Path, Any]]] = {
         (SET, (*POD, "terminationGracePeriodSeconds"), 10),
         (SET, (*NODE, "lifecycle"), GONE),
         (SET, (*NODE, "lifecycle", "preStop", "sleep", "seconds"), 55),
-        ("ConfigMap/kvorum-settings", ("data", "KVORUM_ELECTION_TIMEOUT_MS"), "30000"),
     ],
     "pods_are_restricted": [
         *(
@@ -205,6 +204,15 @@ def test_an_overlay_keeps_the_rule(
     overlay: str, policy: str, rendered: dict[str, list[Object]]
 ) -> None:
     assert POLICIES[policy](rendered[overlay]) == []
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_pod_that_does_nothing_keeps_the_rules(
+    policy: str, rendered: dict[str, list[Object]]
+) -> None:
+    """It is applied by hand, beside an overlay."""
+    [shell] = manifests.read(manifests.KUBERNETES / "volume-shell.yaml")
+    assert POLICIES[policy]([*rendered["prod"], shell]) == []
 
 
 def test_each_rule_is_seen_broken() -> None:

@@ -108,6 +108,12 @@ def test_an_overlay_is_valid(overlay: str, version: str) -> None:
         check(one, version)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_pod_that_does_nothing_is_valid(version: str) -> None:
+    for one in manifests.read(KUBERNETES / "volume-shell.yaml"):
+        check(one, version)
+
+
 def test_the_versions_are_two() -> None:
     """A schema that is not there is answered by that of an older version, without a word."""
     known = kubernetes_validate.utils.all_versions()

@@ -16,6 +16,9 @@ from tests.support.pods import node_settings, quantity, read_variables, started
 Policy = Callable[[list[Object]], list[str]]
 
 NODE: Final = {"app.kubernetes.io/name": "kvorum", "app.kubernetes.io/component": "node"}
+NODE_USER: Final = 7100
+"""Whose the data is, as the image has it."""
+
 CLIENT: Final = {"kvorum-client": "true"}
 """What a pod carries that may talk to the nodes: most of those are not ours."""
 
@@ -301,7 +304,7 @@ def pods_are_restricted(objects: list[Object]) -> list[str]:
         wrong += [
             f"{workload}: {key} is {context.get(key)}"
             for key in ("runAsUser", "runAsGroup", "fsGroup")
-            if not context.get(key)
+            if context.get(key) != NODE_USER
         ]
         wrong += [
             f"{workload}: {key} is on"
@@ -404,8 +407,11 @@ def the_network_lets_in_who_has_to_come(objects: list[Object]) -> list[str]:
             wrong.append(f"out: {goals}")
         wrong += [
             f"{workload} is a client, and is not let in"
-            for workload, metadata, _ in pod_specs(objects)
-            if workload != "StatefulSet/kvorum" and not _matches(CLIENT, metadata)
+            for workload, metadata, spec in pod_specs(objects)
+            if "KVORUM_TARGET"
+            in {name for one in spec["containers"] for name in _variables(objects, one)}
+            and not _matches(CLIENT, metadata)
+            and not _matches(NODE, metadata)
         ]
     return wrong
 

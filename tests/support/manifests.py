@@ -66,6 +66,14 @@ def render_here(folder: Path) -> list[Object]:
     return objects
 
 
+def read(path: Path) -> list[Object]:
+    """The objects of a file."""
+    objects: list[Object] = list(yaml.safe_load_all(path.read_text("utf-8")))
+    if any(one["kind"] == "ConfigMap" for one in objects):
+        raise NotRendered(f"{path}: a ConfigMap that is written, not generated")
+    return objects
+
+
 def find(objects: list[Object], kind: str, name: str) -> Object:
     """The one object of that kind and name."""
     [found] = [one for one in objects if (one["kind"], one["metadata"]["name"]) == (kind, name)]
@@ -99,7 +107,7 @@ def _accumulate(folder: Path, objects: list[Object]) -> None:
         if path.is_dir():
             _accumulate(path, objects)
         else:
-            objects += _read(path)
+            objects += read(path)
     for generator in content.get("configMapGenerator", ()):
         _generate(folder, generator, objects)
     for component in content.get("components", ()):
@@ -108,13 +116,6 @@ def _accumulate(folder: Path, objects: list[Object]) -> None:
         _patch(yaml.safe_load((folder / _only(patch, "path")).read_text("utf-8")), objects)
     for image in content.get("images", ()):
         _set_image(image, objects)
-
-
-def _read(path: Path) -> list[Object]:
-    objects: list[Object] = list(yaml.safe_load_all(path.read_text("utf-8")))
-    if any(one["kind"] == "ConfigMap" for one in objects):
-        raise NotRendered(f"{path}: a ConfigMap that is written, not generated")
-    return objects
 
 
 def _only(item: Mapping[str, Any], field: str) -> Any:

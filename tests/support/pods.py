@@ -55,7 +55,7 @@ def node_settings(start: Started) -> NodeConfig:
         ran = kvorum(*start.command[1:], env=start.environment)
     if ran.status != 0:
         raise ValueError(ran.err.strip())
-    [config] = run.call_args.args
+    config = run.call_args.args[0]
     assert isinstance(config, NodeConfig)
     return config
 

@@ -11,10 +11,11 @@ kvorum snapshot save "$name.unverified"
 kvorum snapshot verify "$name.unverified"
 mv -- "$name.unverified" "$name"
 
-# Names sort by time.
-ls -1r | grep -E '^kvorum-[0-9]{8}T[0-9]{6}Z\.snapshot$' | tail -n "+$((KEEP + 1))" |
-    while read -r old; do
-        rm -- "$old"
-        echo "deleted $old"
-    done
+# Their names sort by time.
+set -- kvorum-????????T??????Z.snapshot
+while [ $# -gt "$KEEP" ]; do
+    rm -- "$1"
+    echo "deleted $1"
+    shift
+done
 echo "saved $name"
