@@ -197,7 +197,7 @@ async def test_a_blocked_event_loop_is_told_by_other_threads(
     condemned = threading.Event()
 
     def watch() -> None:
-        while not heard or heard[-1] != 503:
+        while len(heard) < 100_000 and 503 not in heard:
             heard.append(ask_now(address, "/livez").status)
         unready = ask_now(address, "/readyz")
         assert unready.lines[0] == "n1 is starting"
@@ -305,7 +305,7 @@ async def test_nonsense_is_refused_and_the_next_one_served(
     port: str, request_: bytes, status: bytes
 ) -> None:
     answer = await asyncio.to_thread(exchange, port, request_)
-    assert answer == b"" or status in answer.partition(b"\r\n")[0]
+    assert status in answer.partition(b"\r\n")[0]
     assert (await ask(port, "/livez")).status == 200
 
 
@@ -396,12 +396,31 @@ async def test_metrics_that_wait_leave_threads_for_the_probes(
     await asyncio.to_thread(opened.close)
 
 
-async def test_what_clients_do_is_not_logged(port: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_clients_do_is_not_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    probed = Probes("n1")
+    release = threading.Event()
+
+    def why_not_alive() -> list[str]:
+        release.wait(30)
+        return []
+
+    monkeypatch.setattr(probed, "why_not_alive", why_not_alive)
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    opened = AdminPort(address, probed)
     with caplog.at_level(logging.DEBUG):
-        for _ in range(20):
-            await asyncio.to_thread(exchange, port, b"GET\r\n\r\n")
-            with connect(port) as peer:
-                peer.sendall(b"GET /livez HTTP/1.1\r\n")
+        await asyncio.to_thread(exchange, address, b"GET\r\n\r\n")
+        peers = [connect(address) for _ in range(10)]  # more than there are threads
+        for peer in peers:
+            peer.sendall(b"GET /livez HTTP/1.1\r\n\r\n")
+        for peer in peers[:5]:
+            peer.close()
+        release.set()
+        assert (await ask(address, "/livez")).status == 200
+        for peer in peers[5:]:
+            peer.close()
+    await asyncio.to_thread(opened.close)
     assert [one for one in caplog.records if one.name.startswith("waitress")] == []
 
 
@@ -446,6 +465,7 @@ async def test_with_a_peer_port_peers_and_clients_are_served_apart(tmp_path: Pat
     config = config_at(tmp_path / "n1", port, peer_port=peer_port)
     async with serving(config) as (client, _), WireClient(f"127.0.0.1:{peer_port}") as peer:
         assert await services(client, peer) == ("FAILED_PRECONDITION", "UNIMPLEMENTED")
+        assert await refusal(client.health("kvorumpb.v1.Raft")) == "NOT_FOUND"
         await client.kv(kv_pb2.PutRequest(key=b"k"))
         assert await refusal(peer.kv(kv_pb2.PutRequest(key=b"k"))) == "UNIMPLEMENTED"
 

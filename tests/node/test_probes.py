@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from kvorum_node.raft.types import Index, NodeId
 from kvorum_node.storage.data_directory import Identity, Storage
 from kvorumpb.v1.command_pb2 import Command, CommandBatch, Transaction
 from tests.support.commands import put
-from tests.support.eventually import eventually
+from tests.support.eventually import DEADLINE_SECONDS, eventually
 from tests.support.node_group import NodeGroup
 from tests.support.scripted_disk import ScriptedDisk
 
@@ -115,7 +116,8 @@ async def test_a_loop_that_is_blocked_is_not_alive_until_it_comes_on() -> None:
     condemned = threading.Event()
 
     def ask() -> None:
-        while not found:
+        end = time.monotonic() + DEADLINE_SECONDS
+        while not found and time.monotonic() < end:
             found.extend(probes.why_not_alive())
         condemned.set()
 

@@ -4,13 +4,15 @@ import os
 import random
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from kvorum.errors import DataDirectoryInUse, StorageError
 from kvorum.limits import KIB, MIB
-from kvorum_node.storage.budget import EngineBudget
+from kvorum_node.storage.budget import Budget, EngineBudget
+from kvorum_node.storage.data_directory import Storage
 from kvorum_node.storage.engine import Batch, Family
 from kvorum_node.storage.rocks import RocksEngine, Role
 
@@ -192,3 +194,29 @@ def _read_bytes() -> int:
         line.split(": ") for line in Path("/proc/thread-self/io").read_text().splitlines()
     )
     return int(fields["rchar"])
+
+
+def test_an_engine_takes_the_memory_that_it_is_given(tmp_path: Path) -> None:
+    budget = EngineBudget(write_buffer_bytes=6 * MIB, cache_bytes=11 * MIB)
+    engine = RocksEngine.open(tmp_path / "state", Role.STATE, budget=budget)
+    database = engine._database
+    assert database.property_int_value("rocksdb.block-cache-capacity") == 11 * MIB
+    for number in range(4):  # a buffer is full after each of them
+        batch = Batch()
+        batch.put(LOG, b"%d" % number, bytes(6 * MIB))
+        engine.write(batch)
+    memory = database.property_int_value("rocksdb.size-all-mem-tables")
+    assert memory is not None
+    assert memory < 25 * MIB
+    engine.close()
+
+
+def test_a_data_directory_gives_each_engine_its_own(tmp_path: Path) -> None:
+    budget = Budget.of(4096 * MIB)
+    with closing(Storage.open(tmp_path / "n1", None, budget=budget)) as storage:
+        capacities = [
+            engine._database.property_int_value("rocksdb.block-cache-capacity")
+            for engine in (storage.log, storage.state)
+            if isinstance(engine, RocksEngine)
+        ]
+    assert capacities == [budget.log.cache_bytes, budget.state.cache_bytes]
