@@ -81,7 +81,7 @@ class StatefulSet:
         await self.delete(ordinal, grace=False)
 
     async def lose_volume(
-        self, ordinal: int, *, instead: Callable[[Path], None] = lambda volume: None
+        self, ordinal: int, *, instead: Callable[[Path], object] = lambda volume: None
     ) -> None:
         """The volume is gone, and the pod with it. The next pod gets a new one.
 

@@ -7,7 +7,6 @@ is there, once, on every member.
 
 import asyncio
 import copy
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,8 +16,10 @@ import kvorum
 from kvorum import KV
 from kvorum.admin import ClusterAdmin, Status
 from kvorum.errors import KvorumError
+from kvorum_node import founding
+from kvorum_node.raft.types import NodeId
+from kvorum_node.server import NOT_TO_BE_RESTARTED
 from kvorumpb.v1 import cluster_pb2
-from tests.kubernetes import founding
 from tests.kubernetes.controller import StatefulSet
 from tests.kubernetes.kubelet import Pod
 from tests.support.manifests import Object, find, render
@@ -203,7 +204,7 @@ async def scaling(play: Play) -> None:
             # Meanwhile its container is started again, and must not come back by itself.
             pod = play.set.pods[ordinal]
             await play.until_ended(pod, 2)
-            assert set(pod.exits) == {1}
+            assert set(pod.exits) == {NOT_TO_BE_RESTARTED}
             assert f"{name} was removed from the cluster" in pod.log
             assert address_of(ordinal) not in await play.voters()
             play.set.scale(ordinal)
@@ -275,10 +276,13 @@ async def another_volume(play: Play) -> None:
     await play.begin()
     async with play.clients() as clients:
         await play.set.lose_volume(
-            2, instead=lambda volume: founding.found(volume / "node", address_of(2))
+            2,
+            instead=lambda volume: founding.begin(
+                volume / "node", node=NodeId(1), address=address_of(2)
+            ),
         )
         await play.set.until(lambda: 2 in play.set.pods and len(play.set.pods[2].exits) >= 2)
-        assert set(play.set.pods[2].exits) == {1}
+        assert set(play.set.pods[2].exits) == {NOT_TO_BE_RESTARTED}
         assert "but the nodes at join are of another cluster" in play.set.pods[2].log
         await clients.progress()
         await play.set.lose_volume(2)
@@ -336,9 +340,7 @@ async def perform(name: str, directory: Path) -> None:
 
 async def initialize(stateful_set: StatefulSet) -> None:
     """`kubectl exec kvorum-0 -- kvorum init`."""
-    directory = "/var/lib/kvorum/node"
-    command = (sys.executable, founding.__file__, directory, address_of(0))
-    await stateful_set.pods[0].execute(*command)
+    await stateful_set.pods[0].execute("kvorum", "init")
 
 
 def address_of(ordinal: int) -> str:
