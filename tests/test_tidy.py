@@ -189,6 +189,7 @@ def test_clocks_and_chance_are_read_in_named_files_only() -> None:
     allowed = {
         NODE / "nameless.py": "chance, so that nodes that wait do not ask all at once",
         NODE / "node.py": "the leader's clock for log time, and the election's chance",
+        NODE / "figures.py": "how long things took, on which nothing rests",
         NODE / "storage/data_directory.py": "a fresh cluster id",
         NODE / "probes.py": "how long the event loop has done nothing",
         CLIENT / "backends": "jitter of retries, deadlines",

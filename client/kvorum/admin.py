@@ -32,7 +32,7 @@ from kvorum.errors import (
     OutcomeUnknown,
     Unavailable,
 )
-from kvorum.status import from_rpc_error
+from kvorum.status import from_rpc_error, is_from_node
 from kvorum.verification import Verification
 from kvorumpb.v1 import cluster_pb2, kv_pb2
 
@@ -557,7 +557,7 @@ class ClusterAdmin:
         try:
             return await rpc(request, timeout=timeout)
         except grpc.aio.AioRpcError as cause:
-            raise _translate(cause, address, write=write) from cause
+            raise _translate(cause, address, write=write, timeout=timeout) from cause
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         if self._closed:
@@ -583,8 +583,14 @@ def _of_cluster(
     )
 
 
-def _translate(cause: grpc.aio.AioRpcError, address: str, *, write: bool) -> KvorumError:
+def _translate(
+    cause: grpc.aio.AioRpcError, address: str, *, write: bool, timeout: float | None = None
+) -> KvorumError:
     error = from_rpc_error(cause, write=write)
+    if type(error) is DeadlineExceeded and timeout is not None and not is_from_node(cause):
+        return DeadlineExceeded(
+            f"{address} has not answered within {timeout:.3g} s", maybe_applied=write
+        )
     if type(error) is Unavailable:
         return NoNodeReachable(f"{address} does not answer: {error.message}", nodes=[address])
     return error

@@ -102,6 +102,11 @@ def from_rpc_error(error: "AioRpcError", *, write: bool = False) -> KvorumError:
     return _foreign(int(error.code().value[0]), message, write=write)
 
 
+def is_from_node(error: "AioRpcError") -> bool:
+    """Whether a node has sent the error; or else it is gRPC's own."""
+    return any(key == DETAILS_KEY for key, _ in error.trailing_metadata())
+
+
 def _build(
     cls: type[KvorumError], message: str, metadata: dict[str, str], *, write: bool
 ) -> KvorumError:

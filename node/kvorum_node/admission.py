@@ -38,6 +38,7 @@ class Budget:
         """`limit` is the name of the maximum in kvorum.limits."""
         self.maximum_bytes = maximum_bytes
         self.reserved_bytes = 0
+        self.refusals = 0
         self._limit = limit
         self._waiting: deque[tuple[int, asyncio.Future[Reservation]]] = deque()
 
@@ -89,6 +90,7 @@ class Budget:
         return not reserved or reserved + size_bytes <= self.maximum_bytes
 
     def _overloaded(self) -> Overloaded:
+        self.refusals += 1
         return Overloaded(
             "the node has as many large calls and replies under way as it may; try again soon",
             limit=self._limit,

@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
+from kvorum_node.figures import Figures, timed
 from kvorum_node.group import Group
 from kvorum_node.members import removed_from_cluster
 from kvorum_node.raft.core import Ready
@@ -43,6 +44,7 @@ class Driver:
         tick_seconds: float,
         log_max_bytes: int,
         log_max_entries: int = LOG_MAX_ENTRIES,
+        figures: Figures | None = None,
     ) -> None:
         """Make a driver without groups.
 
@@ -52,7 +54,8 @@ class Driver:
             log_max_bytes, log_max_entries: beyond either, the older half of a log is dropped.
         """
         self.groups: dict[GroupId, Group] = {}
-        self.snapshots = Snapshots(self, stream)
+        self._figures = figures or Figures()
+        self.snapshots = Snapshots(self, stream, self._figures)
         self._storage = storage
         self._send = send
         self._tick_seconds = tick_seconds
@@ -203,12 +206,15 @@ class Driver:
                 group.save(batch, ready)
             self._storage.log.write(batch)
             synced = asyncio.get_running_loop().run_in_executor(
-                self._log_disk, self._storage.log.sync
+                self._log_disk, timed, self._storage.log.sync
             )
         for group, ready in work.items():  # these promise nothing: the disk may still be at work
             self._send(group.id, ready.messages)
         if synced is not None:
-            await self._wait_for_the_disk(synced, work.keys())
+            self._figures.sync.observe(await self._wait_for_the_disk(synced, work.keys()))
+            entries = sum(len(ready.entries) for ready in work.values())
+            if entries:  # or else it was for a term or a vote
+                self._figures.entries_per_sync.observe(entries)
         for group, ready in work.items():
             group.install(ready)  # the log begins behind the old state now: nothing goes before
             self._send(group.id, ready.promises)
@@ -218,10 +224,11 @@ class Driver:
                 self.snapshots.send(group, node)
 
     async def _wait_for_the_disk(
-        self, synced: "asyncio.Future[None]", groups: Collection[Group]
-    ) -> None:
-        """Wait for the fsync; followers hear meanwhile that their leader lives, for a while.
+        self, synced: asyncio.Future[float], groups: Collection[Group]
+    ) -> float:
+        """Wait for the fsync, and return the seconds that it took.
 
+        Followers hear meanwhile that their leader lives, for a while.
         A large value, or a busy disk, must not cost an election; but a leader whose disk
         hangs is of no use, and is to be replaced. Ticks go on with the next turn.
         """
@@ -245,7 +252,7 @@ class Driver:
 
         wait_for_next()
         try:
-            await synced
+            return await synced
         finally:
             if timer is not None:
                 timer.cancel()

@@ -17,9 +17,7 @@ one out. Who waits for a change of members is in members.py.
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from kvorum import limits
 from kvorum.errors import (
@@ -27,11 +25,10 @@ from kvorum.errors import (
     KvorumError,
     NoLeader,
     NotLeader,
-    OutcomeUnknown,
-    Overloaded,
     ShuttingDown,
     TooStale,
 )
+from kvorum_node.figures import Figures, clock
 from kvorum_node.group_logger import GroupLogger
 from kvorum_node.log_clock import LogClock
 from kvorum_node.machine import FORMAT, Machine
@@ -55,65 +52,22 @@ from kvorum_node.raft.types import (
 )
 from kvorum_node.storage.engine import Batch
 from kvorum_node.storage.raft_log import RaftLogStore
+from kvorum_node.waiters import (
+    Confirmed,
+    Proposal,
+    Read,
+    Reads,
+    Submission,
+    Waiters,
+    Write,
+    cut_into_entries,
+    fail,
+    in_doubt,
+    overloaded,
+    settle,
+)
 from kvorumpb.v1.cluster_pb2 import Role
-from kvorumpb.v1.command_pb2 import CommandBatch, TransactionResult
-
-Write = asyncio.Future[list[TransactionResult]]
-Read = asyncio.Future[None]
-
-
-@dataclass(slots=True)
-class _Submission:
-    """Commands that one caller wants answered together."""
-
-    commands: bytes
-    """A serialised CommandBatch without its header: such pieces can be joined as bytes."""
-
-    count: int
-    deadline: float
-    future: Write
-
-    @property
-    def is_large(self) -> bool:
-        return len(self.commands) > limits.MAX_BATCH_BYTES
-
-
-@dataclass(slots=True)
-class _Proposal:
-    """An entry on its way, and the submissions in it."""
-
-    term: Term
-    submissions: list[_Submission]
-    large: bool
-
-
-@dataclass(slots=True)
-class _Reads:
-    deadline: float
-    future: Read
-    lease: bool
-
-
-@dataclass(slots=True)
-class _Confirmed:
-    """Reads that may be answered when the state has reached the index."""
-
-    index: Index
-    reads: list[_Reads]
-    timed: bool = False
-    """The entry at the index brings a time at which they were under way."""
-
-
-@dataclass(slots=True)
-class _Waiters:
-    queued: list[_Submission] = field(default_factory=list)
-    queued_bytes: int = 0
-    proposals: dict[Index, _Proposal] = field(default_factory=dict)
-    reads_queued: list[_Reads] = field(default_factory=list)
-    reads_asked: dict[int, list[_Reads]] = field(default_factory=dict)
-    reads_confirmed: deque[_Confirmed] = field(default_factory=deque)
-    time_wanted: bool = False
-    """The first of the confirmed reads need an entry that brings the time along."""
+from kvorumpb.v1.command_pb2 import CommandBatch
 
 
 class Group:
@@ -127,6 +81,7 @@ class Group:
         clock: LogClock,
         wake: Callable[[], None],
         tick_seconds: float = 0.05,
+        figures: Figures | None = None,
     ) -> None:
         self.id = group
         self.raft = raft
@@ -143,9 +98,10 @@ class Group:
         """When time was last counted, on the event loop's clock."""
         self.apply_seconds = 0.0
         """What the last entries took that were applied together."""
+        self._figures = figures or Figures()
         self._wake = wake
         self._tick_seconds = tick_seconds
-        self._waiters = _Waiters()
+        self._waiters = Waiters()
         self._next_read = 0
         self._closed_because: str | None = None
         self._seen: tuple[Term, NodeId | None, Role.ValueType] = (Term(0), None, Role.FOLLOWER)
@@ -169,9 +125,9 @@ class Group:
         if waiters.queued_bytes and (
             waiters.queued_bytes + len(commands) > limits.MAX_UNCOMMITTED_BYTES
         ):
-            raise _overloaded()
+            raise overloaded()
         future: Write = asyncio.get_running_loop().create_future()
-        waiters.queued.append(_Submission(commands, count, deadline, future))
+        waiters.queued.append(Submission(commands, count, deadline, future))
         waiters.queued_bytes += len(commands)
         self._wake()
         return future
@@ -186,7 +142,7 @@ class Group:
         """
         self._require_leader()
         future: Read = asyncio.get_running_loop().create_future()
-        self._waiters.reads_queued.append(_Reads(deadline, future, lease))
+        self._waiters.reads_queued.append(Reads(deadline, future, lease))
         self._wake()
         return future
 
@@ -235,12 +191,12 @@ class Group:
                 self._ask([one for one in reads if one.lease is lease], lease=lease)
         if waiters.queued:
             queued = self._take_queued()
-            for submissions in _cut_into_entries(queued):
+            for submissions in cut_into_entries(queued):
                 self._propose(submissions)
         if waiters.time_wanted:  # and no write has brought it along
             self._propose([])
 
-    def _ask(self, reads: list[_Reads], *, lease: bool) -> None:
+    def _ask(self, reads: list[Reads], *, lease: bool) -> None:
         if not reads:
             return
         self._next_read += 1
@@ -251,7 +207,7 @@ class Group:
         else:
             self._waiters.reads_asked[self._next_read] = reads
 
-    def _take_queued(self) -> list[_Submission]:
+    def _take_queued(self) -> list[Submission]:
         """What is to be proposed now; large submissions wait until those before are applied.
 
         A small write that comes later finds so many of them before it in the log, and not
@@ -260,8 +216,8 @@ class Group:
         waiters = self._waiters
         room = limits.MAX_LARGE_ENTRIES - sum(one.large for one in waiters.proposals.values())
         leads = isinstance(self.raft.role, Leader)  # or else they are to be refused at once
-        taken: list[_Submission] = []
-        left: list[_Submission] = []
+        taken: list[Submission] = []
+        left: list[Submission] = []
         for one in waiters.queued:
             (left if one.is_large and room <= 0 and leads else taken).append(one)
             room -= one.is_large
@@ -288,7 +244,7 @@ class Group:
         proposals = self._waiters.proposals
         self._observe_log_time()
         for index in [index for index in proposals if index <= last.index]:
-            _in_doubt(proposals.pop(index), "the state of another node was taken over")
+            self._leave_in_doubt(proposals.pop(index), "the state of another node was taken over")
         self._refuse_replaced(last.term)
 
     def apply(self, ready: Ready) -> None:
@@ -296,15 +252,17 @@ class Group:
         if ready.committed:
             proposals = self._waiters.proposals
             loop = asyncio.get_running_loop()
-            began = loop.time()
+            began, exactly = loop.time(), clock()
             results = self.machine.apply(ready.committed, wanted=proposals.keys())
             self.apply_seconds = loop.time() - began
+            self._figures.apply.observe(clock() - exactly)
+            self._figures.entries_per_apply.observe(len(ready.committed))
             self._observe_log_time()
             for entry, outcome in zip(ready.committed, results, strict=True):
                 proposal = proposals.get(entry.index)
                 if proposal is not None and proposal.term == entry.term:
                     del proposals[entry.index]
-                    _settle(proposal, outcome)
+                    settle(proposal, outcome)
                 elif proposals:
                     self._refuse_replaced(entry.term)
             if self._waiters.queued:  # there may be room for them now
@@ -320,6 +278,8 @@ class Group:
         if seen == self._seen:
             return
         before, self._seen = self._seen, seen
+        if raft.leader is not None and seen[:2] != before[:2]:
+            self._figures.leader_changes += 1
         match seen[2], before[2]:
             case Role.LEADER, _:
                 self.logger.info("leads")
@@ -411,6 +371,11 @@ class Group:
             case Follower():
                 return Role.FOLLOWER
 
+    @property
+    def proposals_pending(self) -> int:
+        """Entries that this node has proposed, and that are not applied yet."""
+        return len(self._waiters.proposals)
+
     def under_way(self) -> "list[Write | Read]":
         """What clients wait for."""
         waiters = self._waiters
@@ -445,7 +410,7 @@ class Group:
         if self._closed_because is not None or not isinstance(self.raft.role, Leader):
             raise self.not_leader()
 
-    def _propose(self, submissions: list[_Submission]) -> None:
+    def _propose(self, submissions: list[Submission]) -> None:
         header = CommandBatch(format=FORMAT, log_time_ms=self.now_ms())
         # Serialised messages that are joined parse as one message: a repeated field gets
         # the elements of all (protobuf encoding, "Last One Wins" and merging).
@@ -453,16 +418,19 @@ class Group:
         try:
             position: Position = self.raft.propose(data)
         except NotLeading:
+            self._figures.proposals_failed += 1
             self._refuse(submissions)
         except TooManyUncommitted:
-            _fail(submissions, _overloaded)
+            self._figures.proposals_failed += 1
+            fail(submissions, overloaded)
         else:
+            self._figures.commands_per_entry.observe(sum(one.count for one in submissions))
             proposals = self._waiters.proposals
             replaced = proposals.pop(position.index, None)
             if replaced is not None:  # by a leader in between: others may still hold the entry
-                _in_doubt(replaced, "the entry was replaced in the log of this node")
+                self._leave_in_doubt(replaced, "the entry was replaced in the log of this node")
             large = any(one.is_large for one in submissions)
-            proposals[position.index] = _Proposal(position.term, submissions, large)
+            proposals[position.index] = Proposal(position.term, submissions, large)
             for one in submissions:
                 one.commands = b""  # the log has them now
             self._time_is_on_its_way(position.index)
@@ -486,7 +454,7 @@ class Group:
             for request in state.requests:
                 reads = waiters.reads_asked.pop(request, None)
                 if reads is not None:
-                    waiters.reads_confirmed.append(_Confirmed(state.index, reads))
+                    waiters.reads_confirmed.append(Confirmed(state.index, reads))
         machine, confirmed_reads = self.machine, waiters.reads_confirmed
         while confirmed_reads and confirmed_reads[0].index <= machine.applied:
             if not confirmed_reads[0].timed and machine.has_expiring(self.now_ms()):
@@ -503,7 +471,7 @@ class Group:
         if late:
             waiters.queued = [one for one in waiters.queued if one.deadline > now]
             waiters.queued_bytes -= sum(len(one.commands) for one in late)
-            _fail(late, _overloaded)
+            fail(late, overloaded)
         for proposal in waiters.proposals.values():
             for one in proposal.submissions:
                 if one.deadline <= now and not one.future.done():
@@ -519,8 +487,8 @@ class Group:
                 )
         self.members.expire(now)
 
-    def _refuse(self, submissions: Sequence[_Submission]) -> None:
-        _fail(submissions, self.not_leader)
+    def _refuse(self, submissions: Sequence[Submission]) -> None:
+        fail(submissions, self.not_leader)
 
     def _refuse_replaced(self, term: Term) -> None:
         """Refuse what was proposed in older terms than that of a committed entry.
@@ -529,14 +497,19 @@ class Group:
         """
         proposals = self._waiters.proposals
         for index in [index for index, one in proposals.items() if one.term < term]:
+            self._figures.proposals_failed += 1
             self._refuse(proposals.pop(index).submissions)
+
+    def _leave_in_doubt(self, proposal: Proposal, why: str) -> None:
+        self._figures.proposals_failed += 1
+        in_doubt(proposal, why)
 
     def _abandon(self, why: str) -> None:
         proposals, self._waiters.proposals = self._waiters.proposals, {}
         for proposal in proposals.values():
-            _in_doubt(proposal, why)
+            self._leave_in_doubt(proposal, why)
 
-    def _fail_reads(self, reads: Sequence[_Reads]) -> None:
+    def _fail_reads(self, reads: Sequence[Reads]) -> None:
         for read in reads:
             if not read.future.done():
                 read.future.set_exception(self.not_leader())
@@ -549,49 +522,9 @@ class Group:
         waiters.reads_confirmed.clear()
         waiters.time_wanted = False
 
-    def _reads_under_way(self) -> list[_Reads]:
+    def _reads_under_way(self) -> list[Reads]:
         waiters = self._waiters
         return [
             *(read for reads in waiters.reads_asked.values() for read in reads),
             *(read for confirmed in waiters.reads_confirmed for read in confirmed.reads),
         ]
-
-
-def _cut_into_entries(queued: Sequence[_Submission]) -> list[list[_Submission]]:
-    """Share the submissions out to entries of about limits.MAX_BATCH_BYTES."""
-    entries: list[list[_Submission]] = []
-    size = limits.MAX_BATCH_BYTES
-    for submission in queued:
-        if size >= limits.MAX_BATCH_BYTES:
-            entries.append([])
-            size = 0
-        entries[-1].append(submission)
-        size += len(submission.commands)
-    return entries
-
-
-def _settle(proposal: _Proposal, results: list[TransactionResult]) -> None:
-    start = 0
-    for one in proposal.submissions:
-        end = start + one.count
-        if not one.future.done():
-            one.future.set_result(results[start:end])
-        start = end
-
-
-def _fail(submissions: Sequence[_Submission], error: Callable[[], KvorumError]) -> None:
-    for one in submissions:
-        if not one.future.done():
-            one.future.set_exception(error())
-
-
-def _in_doubt(proposal: _Proposal, why: str) -> None:
-    _fail(proposal.submissions, lambda: OutcomeUnknown(f"outcome unknown: {why}"))
-
-
-def _overloaded() -> Overloaded:
-    return Overloaded(
-        "the node holds as many uncommitted writes as it may; try again soon",
-        limit="MAX_UNCOMMITTED_BYTES",
-        maximum=limits.MAX_UNCOMMITTED_BYTES,
-    )

@@ -26,6 +26,7 @@ from kvorum.errors import (
 from kvorum_node.admission import Admission
 from kvorum_node.backups import Backups
 from kvorum_node.driver import LOG_MAX_ENTRIES, Driver
+from kvorum_node.figures import Figures
 from kvorum_node.group import Group
 from kvorum_node.housekeeping import Housekeeper, compact
 from kvorum_node.log_clock import LogClock
@@ -105,6 +106,7 @@ class Node:
         self.storage = storage
         self.id = storage.identity.node_id
         self.cluster_id = storage.identity.cluster_id
+        figures = self.figures = Figures()
         self._timing = timing
         self._verify_interval_seconds = verify_interval_seconds
         self._transport = Transport(
@@ -114,6 +116,7 @@ class Node:
             dismissed=self._dismissed,
             notice=self._notice,
             port=peer_port,
+            figures=figures,
         )
         self.driver = Driver(
             storage,
@@ -122,14 +125,11 @@ class Node:
             tick_seconds=timing.tick_seconds,
             log_max_bytes=log_max_bytes,
             log_max_entries=log_max_entries,
+            figures=figures,
         )
         self.group = self._open_group(DEFAULT_GROUP, addresses)
-        self.driver.groups[DEFAULT_GROUP] = self.group
-        self.group.leadership_changed = self._tell_listeners
-        self.group.members_changed = self._follow_members
-        self.group.shortage = self._shortage
         self.admission = Admission()
-        self.dispatcher = Dispatcher(self.group, self.admission)
+        self.dispatcher = Dispatcher(self.group, self.admission, figures)
         self.verifier = Verifier(self.group, condemned=self._condemned)
         self.watchman = Watchman(str(self), storage, bounds, changed=self._log_alarms)
         self._housekeeper = Housekeeper(
@@ -137,7 +137,7 @@ class Node:
         )
         self._notices: dict[NodeId, PeerNotice] = {}
         self.watches = WatchHub(
-            self.group.machine, vouches=self.hears_leader, fail=self.driver.fail
+            self.group.machine, vouches=self.hears_leader, fail=self.driver.fail, figures=figures
         )
         self.backups = Backups(self.group, storage, wall_ms=_wall_ms)
         self._listeners: set[Callable[[], None]] = set()
@@ -307,6 +307,7 @@ class Node:
     def heed(self, peer: NodeId, notice: PeerNotice) -> None:
         """A peer has said this of itself."""
         self._notices[peer] = notice
+        self._transport.hear(peer, notice)
         if notice.log_time_ms:
             self.group.follow_clock(peer, notice.log_time_ms)
 
@@ -528,7 +529,9 @@ class Node:
             ),
             restarted=log.hard_state() != HardState(),
         )
-        return Group(
+        self.figures.committed_before = raft.log.committed
+        self.figures.applied_before = machine.applied
+        opened = self.driver.groups[group] = Group(
             group,
             raft,
             machine,
@@ -542,7 +545,12 @@ class Node:
             ),
             wake=self.driver.wake,
             tick_seconds=self._timing.tick_seconds,
+            figures=self.figures,
         )
+        opened.leadership_changed = self._tell_listeners
+        opened.members_changed = self._follow_members
+        opened.shortage = self._shortage
+        return opened
 
     def _begin_with(self, log: RaftLogStore, addresses: Mapping[NodeId, str]) -> None:
         """Give a new log its members; one that has some keeps them."""

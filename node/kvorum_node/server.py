@@ -45,6 +45,7 @@ from kvorum_node.node import Node, Timing
 from kvorum_node.probes import Probes
 from kvorum_node.raft.leader import Leader
 from kvorum_node.services import cluster, health, kv, peers, watch
+from kvorum_node.services.observer import Observer
 from kvorum_node.space import Bounds
 from kvorum_node.storage.budget import Budget
 from kvorum_node.storage.data_directory import Identity, Storage
@@ -250,8 +251,8 @@ class _Services:
     def __init__(self, config: NodeConfig, node: Node, probes: Probes) -> None:
         self._config = config
         self._kv = kv.KvService(node)
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
-        self._peers = grpc.aio.server(options=SERVER_OPTIONS) if config.peer_port else self._server
+        self._server = _make_server(node)
+        self._peers = _make_server(node) if config.peer_port else self._server
         self._server.add_generic_rpc_handlers(
             (
                 self._kv.handler(),
@@ -283,6 +284,10 @@ class _Services:
     async def stop(self) -> None:
         await asyncio.gather(*(server.stop(_ABORT_SECONDS) for server in self._servers))
         await self._kv.close()
+
+
+def _make_server(node: Node) -> grpc.aio.Server:
+    return grpc.aio.server(interceptors=[Observer(node.figures)], options=SERVER_OPTIONS)
 
 
 def _open_admin_port(config: NodeConfig, probes: Probes) -> AdminPort | None:

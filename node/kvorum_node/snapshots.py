@@ -22,6 +22,7 @@ from typing import Final, Protocol
 from zlib import crc32
 
 from kvorum.errors import StorageError
+from kvorum_node.figures import Figures
 from kvorum_node.group import Group
 from kvorum_node.machine.snapshot import (
     MAX_UNSYNCED_BYTES,
@@ -120,8 +121,9 @@ class _Receiving:
 
 
 class Snapshots:
-    def __init__(self, host: Host, stream: Stream) -> None:
+    def __init__(self, host: Host, stream: Stream, figures: Figures) -> None:
         self._host = host
+        self._figures = figures
         self._stream = stream
         self._sending: dict[tuple[GroupId, NodeId], _Sending] = {}
         self._receiving: dict[GroupId, _Receiving] = {}
@@ -205,11 +207,13 @@ class Snapshots:
                 await self._stream_to(sending.node, header, reader)
             except (SnapshotFailed, TimeoutError) as error:
                 sending.kept_from = None
+                self._figures.snapshots_send_failures += 1
                 why = str(error) or f"it has taken nothing for {STALLED_SECONDS:g} s"
                 group.logger.warning(
                     "could not send %s the snapshot at %s: %s", name, header.last, why
                 )
                 return None
+        self._figures.snapshots_sent += 1
         group.logger.info("has sent %s the snapshot at %s", name, header.last)
         return header.last.index
 
@@ -279,6 +283,7 @@ class Snapshots:
             await self._stage(group, header, chunks)
             await self._install(group, header)
         except (SnapshotDamaged, SnapshotFailed) as error:
+            self._figures.snapshots_receive_failures += 1
             group.logger.warning(
                 "has no use for the snapshot at %s from %s: %s", header.last, sender, error
             )
@@ -286,6 +291,7 @@ class Snapshots:
         except StorageError as error:
             self._host.fail(error)
             raise SnapshotFailed(str(error)) from error
+        self._figures.snapshots_received += 1
         group.logger.info("has the snapshot at %s from %s", header.last, sender)
 
     async def _stage(self, group: Group, header: Header, chunks: AsyncIterator[Chunk]) -> None:

@@ -14,8 +14,9 @@ come to know them.
 
 import asyncio
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from functools import partial
 
 import grpc
 import grpc.aio
@@ -25,8 +26,10 @@ from kvorum.channels import connect
 from kvorum.errors import DataDirectoryLost, KvorumError, RemovedFromCluster
 from kvorum.status import from_rpc_error
 from kvorum_node import wire
+from kvorum_node.figures import Figures, Peer
 from kvorum_node.raft.messages import AppendEntries, Heartbeat, HeartbeatReply, Message
 from kvorum_node.raft.types import GroupId, Index, NodeId, node_name
+from kvorum_node.round_trips import RoundTrips
 from kvorum_node.snapshots import Chunk, Header, SnapshotFailed
 from kvorum_node.storage.data_directory import Acquaintances, Identity
 from kvorumpb.v1 import raft_pb2
@@ -54,6 +57,7 @@ class Transport:
         dismissed: Callable[[KvorumError], None],
         notice: Callable[[], raft_pb2.PeerNotice] = raft_pb2.PeerNotice,
         port: int = 0,
+        figures: Figures | None = None,
     ) -> None:
         """Make a transport without peers.
 
@@ -71,6 +75,8 @@ class Transport:
         self._dismissed = dismissed
         self._notice = notice
         self._port = port
+        self._figures = figures or Figures()
+        self._round_trips: defaultdict[NodeId, RoundTrips] = defaultdict(RoundTrips)
         self._members: Mapping[NodeId, str] = {}
         self._met: dict[NodeId, str] = {}
         self._lanes: dict[tuple[NodeId, bool], _Lane] = {}
@@ -105,6 +111,12 @@ class Transport:
             if lane is not None:
                 lane.put(group, message)
 
+    def hear(self, peer: NodeId, notice: raft_pb2.PeerNotice) -> None:
+        """A notice of a peer has come, perhaps an answer to one of this node."""
+        took = self._round_trips[peer].hear(notice)
+        if took is not None:
+            self._figures.peers[peer].round_trip.observe(took)
+
     async def send_snapshot(
         self, peer: NodeId, header: Header, chunks: AsyncIterator[Chunk]
     ) -> Index:
@@ -115,7 +127,7 @@ class Transport:
         async with connect(self._reached_at(address)) as channel:
             call = channel.stream_unary(
                 SNAPSHOT_METHOD,
-                request_serializer=raft_pb2.SnapshotMessage.SerializeToString,
+                request_serializer=partial(_serialize, self._figures.peers[peer]),
                 response_deserializer=raft_pb2.InstallSnapshotResponse.FromString,
             )()
             try:
@@ -196,6 +208,8 @@ class Transport:
                     address,
                     self._hello,
                     self._notice,
+                    figures=self._figures.peers[peer],
+                    round_trips=self._round_trips[peer],
                     unreachable=self._unreachable,
                     refused=self._refused,
                 )
@@ -213,6 +227,8 @@ class _Lane:
         hello: Callable[[NodeId], raft_pb2.PeerHello],
         notice: Callable[[], raft_pb2.PeerNotice],
         *,
+        figures: Peer,
+        round_trips: RoundTrips,
         unreachable: Callable[[NodeId], None],
         refused: Callable[[NodeId, str, grpc.aio.AioRpcError], None],
     ) -> None:
@@ -220,6 +236,8 @@ class _Lane:
         self._peer = peer
         self._hello = hello
         self._notice = notice
+        self._figures = figures
+        self._round_trips = round_trips
         self._unreachable = unreachable
         self._refused = refused
         self._queue: deque[tuple[GroupId, Message]] = deque()
@@ -234,6 +252,7 @@ class _Lane:
 
     def put(self, group: GroupId, message: Message) -> None:
         if not self._connected or len(self._queue) >= _MAX_LANE_MESSAGES:
+            self._figures.sent_failures += 1
             self._unreachable(self._peer)
             return
         self._queue.append((group, message))
@@ -273,7 +292,7 @@ class _Lane:
         """Send until the stream breaks, or the lane ends. Returns, or raises AioRpcError."""
         call = channel.stream_unary(
             STREAM_METHOD,
-            request_serializer=raft_pb2.PeerMessage.SerializeToString,
+            request_serializer=partial(_serialize, self._figures),
             response_deserializer=raft_pb2.PeerStreamClosed.FromString,
         )(wait_for_ready=True)
         # A stream that ends while there is nothing to send is noticed, too: or else the first
@@ -310,4 +329,11 @@ class _Lane:
                     beats = True
         if beats:
             message.notice.CopyFrom(self._notice())
+            self._round_trips.stamp(message.notice)
         return message
+
+
+def _serialize(figures: Peer, message: raft_pb2.PeerMessage | raft_pb2.SnapshotMessage) -> bytes:
+    data = message.SerializeToString()
+    figures.sent_bytes += len(data)
+    return data

@@ -4,15 +4,17 @@ import subprocess
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.metadata import version
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
-from kvorum.cli import app, data, main
+from kvorum.cli import app, console, data, main
 from tests.support.command_line import kvorum
 
 COMMANDS = (
     *("get", "put", "delete", "list", "add", "status", "import", "export"),
-    *("node", "cluster", "member", "verify", "recover"),
+    *("node", "cluster", "member", "verify", "recover", "top"),
 )
 
 
@@ -89,3 +91,26 @@ def test_what_is_slow_to_import_waits_for_the_command_that_needs_it() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout == "[]\n"
+
+
+def test_a_table_in_a_narrow_terminal_breaks_no_number_and_no_row() -> None:
+    """What gives way is cut."""
+    table = console.new_table("address", "name", "revision", numbers=["revision"], cut=["address"])
+    table.add_row("kvorum-0.kvorum-peers.default.svc.cluster.local:7100", "n1", "1234567890")
+    out = StringIO()
+    Console(file=out, width=30).print(table)
+    heading, row = out.getvalue().splitlines()
+    assert heading.split() == ["address", "name", "revision"]
+    assert row.split()[1:] == ["n1", "1234567890"]
+    assert row.startswith("kvorum-0.")
+    assert "…" in row
+
+
+def test_a_table_without_columns_that_give_way_goes_on_below() -> None:
+    table = console.new_table("key", "value", "revision", numbers=["revision"])
+    table.add_row("k", "a value of some length", "1234567890")
+    out = StringIO()
+    Console(file=out, width=24).print(table)
+    assert "…" not in out.getvalue()
+    assert "1234567890" in out.getvalue()
+    assert len(out.getvalue().splitlines()) > 2

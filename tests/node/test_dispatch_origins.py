@@ -13,6 +13,7 @@ from kvorum.errors import (
     ResultForgotten,
     UniqueViolation,
 )
+from kvorum_node.figures import Calls
 from kvorum_node.services import dispatch
 from kvorum_node.services.dispatch import Dispatcher
 from kvorumpb.v1.command_pb2 import (
@@ -138,7 +139,7 @@ def test_an_operation_error_says_all_that_the_protocol_promises() -> None:
         ),
     }
     told = {
-        kind: error_of(dispatch._result_reply(1, "put", TransactionResult(error=error)))
+        kind: error_of(dispatch._result_reply(1, "put", TransactionResult(error=error), Calls()))
         for kind, error in errors.items()
     }
     assert [type(error) for error in told.values()] == list(told)
@@ -155,13 +156,13 @@ def test_every_reason_has_an_error() -> None:
     for name, reason in OperationError.Reason.items():
         if reason != OperationError.REASON_UNSPECIFIED:
             error = OperationError(reason=reason)
-            reply = dispatch._result_reply(1, "put", TransactionResult(error=error))
+            reply = dispatch._result_reply(1, "put", TransactionResult(error=error), Calls())
             told = "OVERLOADED" if name == "ENTRY_TOO_LARGE" else name
             assert error_of(reply).reason == told
 
 
 def test_what_an_entry_had_no_room_for_may_be_sent_again() -> None:
     error = OperationError(reason=OperationError.ENTRY_TOO_LARGE, message="try again")
-    refused = error_of(dispatch._result_reply(1, "delete", TransactionResult(error=error)))
+    refused = error_of(dispatch._result_reply(1, "delete", TransactionResult(error=error), Calls()))
     assert (refused.retryable, refused.maybe_applied) == (True, False)
     assert refused.metadata["limit"] == "MAX_ENTRY_REPLACED_BYTES"

@@ -16,7 +16,6 @@ from kvorum.errors import (
     Overloaded,
     RemovedFromCluster,
 )
-from kvorum_node.group import Write
 from kvorum_node.machine import FORMAT
 from kvorum_node.members import ChangeOfMembers
 from kvorum_node.raft.configuration import Configuration, Remove
@@ -29,6 +28,7 @@ from kvorum_node.raft.messages import (
     TimeoutNow,
 )
 from kvorum_node.raft.types import Entry, EntryKind, GroupId, Index, NodeId, Settings, Term
+from kvorum_node.waiters import Write
 from kvorumpb.v1.command_pb2 import CommandBatch
 from tests.support.commands import add, put
 from tests.support.driven_node import DrivenNode

@@ -3,8 +3,8 @@
 import pytest
 
 from kvorum.errors import NotLeader
-from kvorum_node.group import Write
 from kvorum_node.raft.messages import AppendEntries, Heartbeat
+from kvorum_node.waiters import Write
 from kvorumpb.v1.command_pb2 import (
     Command,
     CommandBatch,

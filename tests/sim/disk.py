@@ -146,6 +146,9 @@ class DiskEngine:
     def reclaim(self) -> None:
         pass
 
+    def estimate_rows(self) -> int:
+        return len(self.disk.content)
+
     def size_bytes(self) -> int:
         return sum(len(key) + len(value) for key, value in self.disk.content.items())
 

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from kvorum.errors import StorageError
 from kvorum_node.driver import Driver
+from kvorum_node.figures import timed
 from kvorum_node.group import Group
 from kvorum_node.housekeeping import Housekeeper
 from kvorum_node.log_clock import LogClock
@@ -510,6 +511,8 @@ def _is_of_now(call: Call) -> bool:
 
 def _begun(work: Callable[[], Any]) -> Callable[[], Any]:
     """Begin a sync now, so that what is written meanwhile is not covered by it."""
+    if isinstance(work, partial) and work.func is timed:
+        return partial(timed, _begun(*work.args))
     engine = getattr(work, "__self__", None)
     if isinstance(engine, DiskEngine) and getattr(work, "__name__", "") == "sync":
         mark = engine.disk.begin_sync()

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from contextvars import Context
+from functools import partial
 from heapq import heappop, heappush
 from typing import Any, Protocol, TypeVar, cast
 
@@ -160,7 +161,7 @@ class NodeLoop:
         self, executor: Executor | None, function: Callable[..., T], *arguments: Any
     ) -> "asyncio.Future[T]":
         future = self.create_future()
-        work = (lambda: function(*arguments)) if arguments else function
+        work = partial(function, *arguments) if arguments else function
         self._surroundings.in_thread(executor, work, future)
         return future
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from kvorum_node.driver import LOG_MAX_ENTRIES, Driver
-from kvorum_node.group import Group, Read, Write
+from kvorum_node.group import Group
 from kvorum_node.log_clock import LogClock
 from kvorum_node.machine import Machine
 from kvorum_node.raft.configuration import Configuration
@@ -29,6 +29,7 @@ from kvorum_node.snapshots import Chunk, Header, SnapshotFailed, Stream
 from kvorum_node.storage.data_directory import Identity, Storage
 from kvorum_node.storage.engine import Batch, Engine
 from kvorum_node.storage.raft_log import RaftLogStore
+from kvorum_node.waiters import Read, Write
 from kvorumpb.v1.command_pb2 import Command, CommandBatch, Operation, Transaction
 from tests.support.eventually import eventually
 from tests.support.raft_messages import accepted, vote

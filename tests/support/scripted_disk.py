@@ -69,6 +69,9 @@ class ScriptedDisk:
     def reclaim(self) -> None:
         self.engine.reclaim()
 
+    def estimate_rows(self) -> int:
+        return self.engine.estimate_rows()
+
     def size_bytes(self) -> int:
         return self.engine.size_bytes()
 

@@ -17,6 +17,7 @@ from kvorum.cli import (
     node,
     recover,
     snapshot,
+    top,
     transfer,
     verify,
     watch,
@@ -85,6 +86,7 @@ app.command("node", rich_help_panel=NODE_PANEL)(node.node)
 app.command("init", rich_help_panel=NODE_PANEL)(founding.init)
 app.add_typer(member.app, name="member", rich_help_panel=NODE_PANEL)
 app.add_typer(snapshot.app, name="snapshot", rich_help_panel=NODE_PANEL)
+app.command("top", rich_help_panel=NODE_PANEL)(top.top)
 app.command("verify", rich_help_panel=NODE_PANEL)(verify.verify)
 app.command("compact", rich_help_panel=NODE_PANEL)(compact.compact)
 app.command("recover", rich_help_panel=NODE_PANEL)(recover.recover)

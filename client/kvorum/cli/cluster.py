@@ -109,7 +109,9 @@ def status(*, directory: DirectoryOption = DEFAULT_DIRECTORY, as_json: JsonOptio
         return
     cut_off = cluster.cut_off
     numbers = (*node_view.COUNTER_HEADINGS, "pid")
-    table = console.new_table("name", "address", "state", "role", *numbers, numbers=numbers)
+    table = console.new_table(
+        "name", "address", "state", "role", *numbers, numbers=numbers, cut=["address"]
+    )
     for report in reports:
         table.add_row(
             report.node.name,

@@ -37,11 +37,23 @@ def print_error(message: str) -> None:
     err().print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
 
 
-def new_table(*columns: str, numbers: Sequence[str] = ()) -> Table:
-    """A table without lines; the columns in `numbers` are aligned to the right."""
+def new_table(*columns: str, numbers: Sequence[str] = (), cut: Sequence[str] = ()) -> Table:
+    """A table without lines, of which numbers are never broken.
+
+    Args:
+        numbers: columns that are aligned to the right.
+        cut: columns that give way where a terminal is too narrow: then each row is one line.
+            Without any, text goes on on a second line.
+    """
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+        table.add_column(
+            column,
+            justify="right" if column in numbers else "left",
+            overflow="ellipsis" if column in cut else "fold",
+            no_wrap=column in numbers or (bool(cut) and column not in cut),
+            vertical="bottom",
+        )
     return table
 
 

@@ -359,7 +359,9 @@ def _status_row(address: str, outcome: "Status | KvorumError") -> dict[str, Any]
 
 def _print_survey(survey: "Survey") -> None:
     numbers = node_view.COUNTER_HEADINGS
-    table = console.new_table("address", "name", "role", *numbers, "version", numbers=numbers)
+    table = console.new_table(
+        "address", "name", "role", *numbers, "version", numbers=numbers, cut=["address"]
+    )
     problems = []
     for address, outcome in survey.outcomes.items():
         if isinstance(outcome, KvorumError):

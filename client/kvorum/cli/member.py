@@ -70,7 +70,7 @@ def list_(*, as_json: JsonOption = False, target: ClusterOption = None) -> None:
         return
     numbers = ("match", "lag")
     table = console.new_table(
-        "name", "address", "kind", "role", *numbers, "active", numbers=numbers
+        "name", "address", "kind", "role", *numbers, "active", numbers=numbers, cut=["address"]
     )
     for row in rows:
         table.add_row(

@@ -113,6 +113,9 @@ class Clients:
         """Those of which the entry under way leaves a row."""
         self._cost_bytes = 0
 
+    def __len__(self) -> int:
+        return len(self._windows)
+
     def register(self, client_id: int) -> None:
         """Know the client from here on."""
         if client_id not in self._windows:

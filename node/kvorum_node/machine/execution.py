@@ -60,6 +60,8 @@ class Execution:
         """Of the last command."""
         self.replaced_bytes = 0
         """What the commands have written over or removed: all of it is in the tables, again."""
+        self.swept = 0
+        """Records that were removed because they had expired."""
         self._replaced_before = 0
         """By the entries before the one under way."""
         self._tables = tables
@@ -195,6 +197,7 @@ class Execution:
         expiry.horizon.first_row = first_left
         self.events = commit(working)
         self.replaced_bytes += working.replaced_bytes
+        self.swept += len(self.events)
         if self.events:
             self.revision += 1
         return self._nothing_written()

@@ -65,6 +65,8 @@ class Machine:
         self._horizon = Horizon()
         self._clients = Clients.load(self._tables().clients)
         self._staging: Staging | None = None
+        self.swept = 0
+        """Records that were removed because they had expired, since this machine was made."""
         self.observer: Callable[[Sequence[Transition]], None] | None = None
         """Told of all revisions of a run of entries, once they are in the engine; and with
         none, that a snapshot has been installed: then revisions were skipped."""
@@ -92,6 +94,11 @@ class Machine:
     def oldest_revision(self) -> int:
         """The oldest revision that can be read; 0 before the first compaction."""
         return self._standing.oldest_revision
+
+    @property
+    def client_count(self) -> int:
+        """How many clients are registered."""
+        return len(self._clients)
 
     @property
     def is_trimmed(self) -> bool:
@@ -151,6 +158,7 @@ class Machine:
         standing.save(batch, self._space, self._standing)
         self._engine.write(batch)
         self._standing = standing
+        self.swept += execution.swept
 
     def _tell(self, run: "_Run") -> None:
         """Say what a run that is in the engine has brought."""

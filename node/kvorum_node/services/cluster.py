@@ -15,6 +15,7 @@ from kvorum.status import to_status
 from kvorum_node import validation
 from kvorum_node.backups import STALLED_SECONDS
 from kvorum_node.config import check_member_address, parse_name
+from kvorum_node.figures import Figures, Histogram
 from kvorum_node.node import Node
 from kvorum_node.raft.configuration import Configuration
 from kvorum_node.raft.leader import Leader
@@ -92,6 +93,8 @@ class ClusterService:
             free_bytes=self._node.watchman.space.free_bytes,
             min_free_bytes=self._node.watchman.bounds.min_free_bytes,
             alarms=self._node.alarms,
+            watches=self._node.watches.count,
+            activity=_activity(self._node.figures),
         )
 
     def _member(self, node: NodeId) -> cluster_pb2.Member:
@@ -217,6 +220,30 @@ def _method(
         behavior,
         request_deserializer=request.FromString,
         response_serializer=lambda response: response.SerializeToString(),
+    )
+
+
+def _activity(figures: Figures) -> cluster_pb2.Activity:
+    reads, writes = figures.reads, figures.writes
+    return cluster_pb2.Activity(
+        uptime_ms=round(figures.uptime_seconds * 1000),
+        reads=reads.count,
+        writes=writes.count,
+        failures=reads.node_failures + writes.node_failures,
+        changes_told=figures.changes_told,
+        read_latency=_latencies(reads.seconds),
+        write_latency=_latencies(writes.seconds),
+        sync_latency=_latencies(figures.sync),
+        apply_latency=_latencies(figures.apply),
+    )
+
+
+def _latencies(histogram: Histogram) -> cluster_pb2.Latencies:
+    return cluster_pb2.Latencies(
+        bounds_seconds=histogram.bounds,
+        counts=histogram.counts,
+        count=histogram.count,
+        sum_seconds=histogram.total,
     )
 
 

@@ -9,7 +9,8 @@ state machine what it does, and kvorum/status.py how an error travels.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ from kvorum.errors import (
 from kvorum.status import to_status
 from kvorum_node import validation
 from kvorum_node.admission import Admission
+from kvorum_node.figures import Calls, Figures, clock
 from kvorum_node.group import Group
 from kvorum_node.machine import Listing
 from kvorum_node.space import takes_space
@@ -84,13 +86,29 @@ class _Asked(NamedTuple):  # made for every write: a frozen dataclass takes thri
     """It may return records."""
 
 
+@dataclass(slots=True)
+class _Message:
+    """What calls have in common that came together."""
+
+    began: float
+    """When they arrived, by `figures.clock`."""
+    deadline: float
+    """On the event loop's clock."""
+    emit: Emit
+    later: int = 0
+    """Lists that take long, since this was looked at: they are answered by themselves."""
+
+
 class Dispatcher:
     """Serves the calls of one node's clients."""
 
-    def __init__(self, group: Group, admission: Admission | None = None) -> None:
+    def __init__(
+        self, group: Group, admission: Admission | None = None, figures: Figures | None = None
+    ) -> None:
         """Serve calls of a group. Without an admission, what they return is not counted."""
         self._group = group
         self._admission = admission or Admission()
+        self._figures = figures or Figures()
         self._draining = False
         self._closed = False
         self._reading_transactions = 0
@@ -120,6 +138,7 @@ class Dispatcher:
             known: none of them has a field that this version does not know: do not look.
         """
         loop = asyncio.get_running_loop()
+        began = clock()
         refused: list[Reply] = []
         reads: list[Call] = []
         writes: list[_Asked] = []
@@ -147,12 +166,15 @@ class Dispatcher:
                     self._reading_transactions += reading
             except KvorumError as error:
                 refused.append(Reply(id=call.id, error=to_status(error)))
+                (self._figures.reads if only_reads(call) else self._figures.writes).refuse(
+                    error.code
+                )
             timeout_ms = max(timeout_ms, call.timeout_ms or limits.MAX_CALL_TIMEOUT_MS)
         deadline = loop.time() + min(timeout_ms, limits.MAX_CALL_TIMEOUT_MS) / 1000
         if writes:
-            self._write(writes, commands, deadline, emit)
+            self._write(writes, commands, _Message(began, deadline, emit))
         if reads:
-            self._read_by_consistency(reads, deadline, emit)
+            self._read_by_consistency(reads, _Message(began, deadline, emit))
         if refused:
             emit(refused)
 
@@ -178,41 +200,41 @@ class Dispatcher:
         too_many = self._reading_transactions >= limits.MAX_READING_TRANSACTIONS
         return too_many or self._admission.replies.is_exhausted
 
-    def _write(
-        self, asked: "list[_Asked]", commands: CommandBatch, deadline: float, emit: Emit
-    ) -> None:
+    def _write(self, asked: list[_Asked], commands: CommandBatch, message: _Message) -> None:
         data = commands.SerializeToString()
         if len(data) > limits.MAX_TRANSACTION_BYTES and len(asked) > 1:
             # What becomes one entry has to fit one message to a peer.
             half = len(asked) // 2
             for part in (slice(half), slice(half, None)):
                 some = CommandBatch(commands=commands.commands[part])
-                self._write(asked[part], some, deadline, emit)
+                self._write(asked[part], some, message)
             return
         reading = sum(one.reading for one in asked)
         try:
-            future = self._group.submit(data, len(asked), deadline=deadline)
+            future = self._group.submit(data, len(asked), deadline=message.deadline)
         except KvorumError as error:
             self._reading_transactions -= reading
-            emit(_refusals((one.call for one in asked), error))
+            self._figures.writes.refuse(error.code, len(asked))
+            message.emit(_refusals([one.call for one in asked], error))
             return
 
         def answer(future: asyncio.Future[list[TransactionResult]]) -> None:
             self._reading_transactions -= reading
-            error = future.exception()
+            figures, error = self._figures.writes, future.exception()
+            figures.seconds.observe(clock() - message.began, len(asked))
             if error is None:
-                emit(
+                message.emit(
                     [
-                        _result_reply(one.call, one.request, result)
+                        _result_reply(one.call, one.request, result, figures)
                         for one, result in zip(asked, future.result(), strict=True)
                     ]
                 )
             else:
-                emit(_refusals((one.call for one in asked), error))
+                message.emit(_refusals([one.call for one in asked], error, figures))
 
         future.add_done_callback(answer)
 
-    def _read_by_consistency(self, calls: list[Call], deadline: float, emit: Emit) -> None:
+    def _read_by_consistency(self, calls: list[Call], message: _Message) -> None:
         linearizable: list[Call] = []
         lease: list[Call] = []
         stale: list[Call] = []
@@ -231,36 +253,49 @@ class Dispatcher:
                 case _:
                     linearizable.append(call)
         if linearizable:
-            self._read(linearizable, deadline, emit, lease=False)
+            self._read(linearizable, message, lease=False)
         if lease:
-            self._read(lease, deadline, emit, lease=True)
+            self._read(lease, message, lease=True)
         if stale:
-            emit(partial(self._stale_reply, call, deadline, emit) for call in stale)
+            message.emit(self._answers(stale, message, self._stale_reply))
 
-    def _read(self, calls: list[Call], deadline: float, emit: Emit, *, lease: bool) -> None:
+    def _read(self, calls: list[Call], message: _Message, *, lease: bool) -> None:
+        figures = self._figures.reads
         try:
-            future = self._group.read(deadline=deadline, lease=lease)
+            future = self._group.read(deadline=message.deadline, lease=lease)
         except KvorumError as error:
-            emit(_refusals((call.id for call in calls), error))
+            figures.refuse(error.code, len(calls))
+            message.emit(_refusals([call.id for call in calls], error))
             return
 
         def answer(future: asyncio.Future[None]) -> None:
             error = future.exception()
             if error is None:
-                emit(partial(self._read_reply, call, deadline, emit) for call in calls)
+                message.emit(self._answers(calls, message, self._read_reply))
             else:
-                emit(_refusals((call.id for call in calls), error))
+                figures.seconds.observe(clock() - message.began, len(calls))
+                message.emit(_refusals([call.id for call in calls], error, figures))
 
         future.add_done_callback(answer)
 
-    def _stale_reply(self, call: Call, deadline: float, emit: Emit) -> Reply | None:
+    def _answers(
+        self, calls: list[Call], message: _Message, make: Callable[[Call, _Message], Reply | None]
+    ) -> Iterator[Answer]:
+        """How to answer reads: each is made before the next one is asked for."""
+        for call in calls:
+            yield partial(make, call, message)
+        count, message.later = len(calls) - message.later, 0
+        self._figures.reads.seconds.observe(clock() - message.began, count)
+
+    def _stale_reply(self, call: Call, message: _Message) -> Reply | None:
         try:
             self._group.require_fresh(_read_request(call).max_staleness_ms)
         except KvorumError as error:
+            self._figures.reads.errors[error.code] += 1
             return Reply(id=call.id, error=to_status(error))
-        return self._read_reply(call, deadline, emit)
+        return self._read_reply(call, message)
 
-    def _read_reply(self, call: Call, deadline: float, emit: Emit) -> Reply | None:
+    def _read_reply(self, call: Call, message: _Message) -> Reply | None:
         """The reply, or None if it takes long: then it is emitted when it is done."""
         reply = Reply(id=call.id)
         try:
@@ -269,10 +304,11 @@ class Dispatcher:
                     self._get(call.get, reply.get)
                 case "txn":
                     result = self._group.machine.read(call.txn.transaction)
-                    return _result_reply(call.id, "txn", result)
-                case _ if not self._list(call.list, reply, deadline, emit):
+                    return _result_reply(call.id, "txn", result, self._figures.reads)
+                case _ if not self._list(call.list, reply, message):
                     return None
         except KvorumError as error:
+            self._figures.reads.errors[error.code] += 1
             reply.error.CopyFrom(to_status(error))
         return reply
 
@@ -284,7 +320,7 @@ class Dispatcher:
         if record is not None:
             response.record.CopyFrom(record)
 
-    def _list(self, request: ListRequest, reply: Reply, deadline: float, emit: Emit) -> bool:
+    def _list(self, request: ListRequest, reply: Reply, message: _Message) -> bool:
         """Fill the reply. False if that takes long: then it is emitted when it is done."""
         if request.count and len(self._long_lists) >= limits.MAX_LONG_LISTS:
             raise _too_many_long_lists()
@@ -295,23 +331,26 @@ class Dispatcher:
                 return True
             if len(self._long_lists) >= limits.MAX_LONG_LISTS:
                 raise _too_many_long_lists()
-        task = asyncio.create_task(self._finish(listing, reply, deadline, emit))
+        message.later += 1
+        task = asyncio.create_task(self._finish(listing, reply, message))
         self._long_lists.add(task)
         task.add_done_callback(self._long_lists.discard)
         return False
 
-    async def _finish(self, listing: Listing, reply: Reply, deadline: float, emit: Emit) -> None:
+    async def _finish(self, listing: Listing, reply: Reply, message: _Message) -> None:
         """Work on the list slice by slice: the node goes on between two of them."""
         now = asyncio.get_running_loop().time
         try:
             while not await self._step(listing):
                 if self._closed:
                     raise ShuttingDown("the node stopped before the list was complete")
-                if now() >= deadline:
+                if now() >= message.deadline:
                     raise DeadlineExceeded("time ran out before the list was complete")
         except KvorumError as error:
+            self._figures.reads.errors[error.code] += 1
             reply.error.CopyFrom(to_status(error))
-        emit([reply])
+        self._figures.reads.seconds.observe(clock() - message.began)
+        message.emit([reply])
 
     async def _step(self, listing: Listing) -> bool:
         """A slice of one list at a turn of the event loop, however many there are."""
@@ -440,11 +479,15 @@ def _validate_transaction(request: TxnRequest) -> None:
     validation.validate_transaction(request.transaction)
 
 
-def _result_reply(call: int, request: str | None, result: TransactionResult) -> Reply:
+def _result_reply(
+    call: int, request: str | None, result: TransactionResult, figures: Calls
+) -> Reply:
     reply = Reply()
     reply.id = call
     if result.HasField("error"):
-        reply.error.CopyFrom(to_status(_error_of(result.error)))
+        error = _error_of(result.error)
+        figures.errors[error.code] += 1
+        reply.error.CopyFrom(to_status(error))
         return reply
     match request:
         case "txn":
@@ -489,6 +532,10 @@ def _text(data: bytes) -> str:
     return data.decode(errors="backslashreplace")
 
 
-def _refusals(calls: Iterable[int], error: BaseException) -> list[Reply]:
-    status = to_status(error if isinstance(error, KvorumError) else KvorumError(str(error)))
+def _refusals(calls: list[int], error: BaseException, figures: Calls | None = None) -> list[Reply]:
+    """The same answer to all of them, which is counted if `figures` are given."""
+    known = error if isinstance(error, KvorumError) else KvorumError(str(error))
+    if figures is not None:
+        figures.errors[known.code] += len(calls)
+    status = to_status(known)
     return [Reply(id=call, error=status) for call in calls]

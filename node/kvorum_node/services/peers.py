@@ -9,11 +9,12 @@ nothing.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from typing import Any, NoReturn
+from collections.abc import AsyncIterator, Callable
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 from kvorum.errors import KvorumError
 from kvorum.status import to_status
@@ -22,12 +23,15 @@ from kvorum_node.members import removed_from_cluster
 from kvorum_node.node import Node
 from kvorum_node.raft.types import GroupId, NodeId, node_name
 from kvorum_node.services.kv import abort
-from kvorum_node.snapshots import SnapshotFailed
+from kvorum_node.snapshots import Chunk, SnapshotFailed
 from kvorumpb.v1 import raft_pb2
 
 SERVICE = "kvorumpb.v1.Raft"
 
 Context = grpc.aio.ServicerContext[Any, Any]
+MessageT = TypeVar("MessageT", bound=Message)
+Sized = tuple[MessageT, int]
+"""A message, and how many bytes it came in."""
 
 logger = logging.getLogger("kvorum.node")
 
@@ -42,26 +46,27 @@ class RaftService:
             {
                 "Stream": grpc.stream_unary_rpc_method_handler(
                     self._stream,
-                    request_deserializer=raft_pb2.PeerMessage.FromString,
+                    request_deserializer=_with_size(raft_pb2.PeerMessage),
                     response_serializer=raft_pb2.PeerStreamClosed.SerializeToString,
                 ),
                 "InstallSnapshot": grpc.stream_unary_rpc_method_handler(
                     self._install_snapshot,
-                    request_deserializer=raft_pb2.SnapshotMessage.FromString,
+                    request_deserializer=_with_size(raft_pb2.SnapshotMessage),
                     response_serializer=raft_pb2.InstallSnapshotResponse.SerializeToString,
                 ),
             },
         )
 
     async def _stream(
-        self, messages: AsyncIterator[raft_pb2.PeerMessage], context: Context
+        self, messages: AsyncIterator[Sized[raft_pb2.PeerMessage]], context: Context
     ) -> raft_pb2.PeerStreamClosed:
         first = await anext(aiter(messages), None)
         if first is None:
             return raft_pb2.PeerStreamClosed()
-        await self._welcome(first.hello, context)
-        sender = NodeId(first.hello.sender)
-        self._node.meet(sender, first.hello.address)
+        hello = first[0].hello
+        await self._welcome(hello, context)
+        sender = NodeId(hello.sender)
+        self._node.meet(sender, hello.address)
         removed = asyncio.Event()
 
         def look_for_sender() -> None:
@@ -88,14 +93,15 @@ class RaftService:
     async def _take_all(
         self,
         sender: NodeId,
-        first: raft_pb2.PeerMessage,
-        others: AsyncIterator[raft_pb2.PeerMessage],
+        first: Sized[raft_pb2.PeerMessage],
+        others: AsyncIterator[Sized[raft_pb2.PeerMessage]],
     ) -> None:
-        self._take(sender, first)
-        async for message in others:
-            self._take(sender, message)
+        self._take(sender, *first)
+        async for message, size_bytes in others:
+            self._take(sender, message, size_bytes)
 
-    def _take(self, sender: NodeId, message: raft_pb2.PeerMessage) -> None:
+    def _take(self, sender: NodeId, message: raft_pb2.PeerMessage, size_bytes: int) -> None:
+        self._node.figures.peers[sender].received_bytes += size_bytes
         if message.HasField("notice"):
             self._node.heed(sender, message.notice)
         for one in message.messages:
@@ -104,20 +110,27 @@ class RaftService:
                 self._node.driver.receive(GroupId(one.group), decoded)
 
     async def _install_snapshot(
-        self, messages: AsyncIterator[raft_pb2.SnapshotMessage], context: Context
+        self, messages: AsyncIterator[Sized[raft_pb2.SnapshotMessage]], context: Context
     ) -> raft_pb2.InstallSnapshotResponse:
-        first = await anext(aiter(messages), raft_pb2.SnapshotMessage())
+        first, _ = await anext(aiter(messages), (raft_pb2.SnapshotMessage(), 0))
         await self._welcome(first.header.hello, context)
         try:
             header = wire.decode_header(first.header)
         except wire.NotUnderstood as problem:
             await self._end_unread(NodeId(first.header.hello.sender), problem, context)
-        chunks = (wire.decode_chunk(message.chunk) async for message in messages)
+        chunks = self._chunks(header.sender, messages)
         try:
             index = await self._node.driver.snapshots.receive(header, chunks)
         except SnapshotFailed as failure:
             await context.abort(grpc.StatusCode.ABORTED, str(failure))
         return raft_pb2.InstallSnapshotResponse(index=index)
+
+    async def _chunks(
+        self, sender: NodeId, messages: AsyncIterator[Sized[raft_pb2.SnapshotMessage]]
+    ) -> AsyncIterator[Chunk]:
+        async for message, size_bytes in messages:
+            self._node.figures.peers[sender].received_bytes += size_bytes
+            yield wire.decode_chunk(message.chunk)
 
     async def _welcome(self, hello: raft_pb2.PeerHello, context: Context) -> None:
         """End the call if the peer may not speak here."""
@@ -158,3 +171,7 @@ class RaftService:
             grpc.StatusCode.FAILED_PRECONDITION,
             f"{self._node} cannot take what {name} sends: {problem}",
         )
+
+
+def _with_size(kind: type[MessageT]) -> Callable[[bytes], Sized[MessageT]]:
+    return lambda data: (kind.FromString(data), len(data))

@@ -85,5 +85,8 @@ class Engine(Protocol):
     def size_bytes(self) -> int:
         """About how much disk (or memory) the engine takes."""
 
+    def estimate_rows(self) -> int:
+        """About how many keys there are, in all families. What is cheap to know."""
+
     def close(self) -> None:
         """Release the engine. Does not imply a sync."""

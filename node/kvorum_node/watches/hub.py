@@ -19,6 +19,7 @@ from kvorum.errors import (
     StorageError,
 )
 from kvorum.status import to_status
+from kvorum_node.figures import Figures
 from kvorum_node.machine import Machine, Transition
 from kvorum_node.watches.cache import Cache
 from kvorum_node.watches.catching_up import CatchingUp
@@ -47,6 +48,7 @@ class WatchHub:
         fail: Callable[[Exception], None],
         max_watches: int = limits.MAX_WATCHES,
         patience_seconds: float = PATIENCE_SECONDS,
+        figures: Figures | None = None,
     ) -> None:
         """Observes the machine from now on.
 
@@ -60,6 +62,7 @@ class WatchHub:
         self._fail = fail
         self._max_watches = max_watches
         self._patience_seconds = patience_seconds
+        self._figures = figures or Figures()
         self._revision = machine.revision
         """The last one that is noted at the watches that are live."""
         self._live: Index[Watch] = Index()
@@ -70,7 +73,7 @@ class WatchHub:
         """Those that have said something lately, and when; the latest is the last."""
         self._budget = Budget()
         self._cache = Cache()
-        self._catching_up = CatchingUp(machine, settle=self._settle, fail=fail)
+        self._catching_up = CatchingUp(machine, settle=self._caught_up, fail=fail)
         self._closed: KvorumError | None = None
         machine.observer = self.observe
 
@@ -87,6 +90,7 @@ class WatchHub:
         for transition in transitions:
             if self._note(transition, full):
                 self._cache.add(transition)
+        self._figures.watches_behind += len(full)
         for watch, scanned in full.items():
             self._live.discard(watch.selection, watch)
             watch.state, watch.scanned = State.FULL, scanned
@@ -180,11 +184,13 @@ class WatchHub:
             Compacted: it is not known any more.
             StorageError: the disk has failed, and the node ends.
         """
+        pending = len(watch.pending)
         try:
             size = tell(watch, self._machine, self._cache, response)
         except StorageError as error:
             self._fail(error)
             raise
+        self._figures.changes_told += pending - len(watch.pending)
         if watch.state is State.FULL and watch.has_room and watch.ended is None:
             self._catching_up.add(watch)
         return size
@@ -223,6 +229,16 @@ class WatchHub:
         """How many watches there are."""
         return len(self._watches)
 
+    @property
+    def stream_count(self) -> int:
+        """How many streams there are: one or more a client."""
+        return len(self._streams)
+
+    @property
+    def behind_count(self) -> int:
+        """How many watches are led through history now."""
+        return len(self._catching_up)
+
     # Where a watch stands.
 
     def _admit(self, watch: Watch) -> None:
@@ -233,6 +249,10 @@ class WatchHub:
             self._settle(watch)
         else:
             self._catching_up.add(watch)
+
+    def _caught_up(self, watch: Watch) -> None:
+        self._figures.watches_caught_up += 1
+        self._settle(watch)
 
     def _settle(self, watch: Watch) -> None:
         """All through the newest revision is noted at the watch: from here on it is live."""

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from kvorumpb.v1 import cluster_pb2 as kvorumpb_dot_v1_dot_cluster__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvorumpb/v1/raft.proto\x12\x0bkvorumpb.v1\x1a\x19kvorumpb/v1/cluster.proto\"\x89\x01\n\x0bPeerMessage\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x16.kvorumpb.v1.PeerHello\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.kvorumpb.v1.RaftMessage\x12\'\n\x06notice\x18\x03 \x01(\x0b\x32\x17.kvorumpb.v1.PeerNotice\"E\n\nPeerNotice\x12\"\n\x06\x61larms\x18\x01 \x03(\x0b\x32\x12.kvorumpb.v1.Alarm\x12\x13\n\x0blog_time_ms\x18\x02 \x01(\x03\"\x89\x01\n\tPeerHello\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0e\n\x06sender\x18\x02 \x01(\x04\x12\x11\n\trecipient\x18\x03 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x14\n\x0c\x64irectory_id\x18\x05 \x01(\t\x12\x1e\n\x16recipient_directory_id\x18\x06 \x01(\t\"\x12\n\x10PeerStreamClosed\"\xd0\x03\n\x0bRaftMessage\x12\r\n\x05group\x18\x01 \x01(\x04\x12\x0e\n\x06sender\x18\x02 \x01(\x04\x12\x11\n\trecipient\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x30\n\x0crequest_vote\x18\x05 \x01(\x0b\x32\x18.kvorumpb.v1.RequestVoteH\x00\x12;\n\x12request_vote_reply\x18\x06 \x01(\x0b\x32\x1d.kvorumpb.v1.RequestVoteReplyH\x00\x12\x34\n\x0e\x61ppend_entries\x18\x07 \x01(\x0b\x32\x1a.kvorumpb.v1.AppendEntriesH\x00\x12?\n\x14\x61ppend_entries_reply\x18\x08 \x01(\x0b\x32\x1f.kvorumpb.v1.AppendEntriesReplyH\x00\x12+\n\theartbeat\x18\t \x01(\x0b\x32\x16.kvorumpb.v1.HeartbeatH\x00\x12\x36\n\x0fheartbeat_reply\x18\n \x01(\x0b\x32\x1b.kvorumpb.v1.HeartbeatReplyH\x00\x12.\n\x0btimeout_now\x18\x0b \x01(\x0b\x32\x17.kvorumpb.v1.TimeoutNowH\x00\x42\x06\n\x04\x62ody\"\x83\x01\n\x08LogEntry\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.kvorumpb.v1.LogEntry.Kind\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"1\n\x04Kind\x12\x08\n\x04NOOP\x10\x00\x12\x0c\n\x08\x43OMMANDS\x10\x01\x12\x11\n\rCONFIGURATION\x10\x02\"S\n\x0bRequestVote\x12\x12\n\nlast_index\x18\x01 \x01(\x04\x12\x11\n\tlast_term\x18\x02 \x01(\x04\x12\x0b\n\x03pre\x18\x03 \x01(\x08\x12\x10\n\x08transfer\x18\x04 \x01(\x08\"0\n\x10RequestVoteReply\x12\x0f\n\x07granted\x18\x01 \x01(\x08\x12\x0b\n\x03pre\x18\x02 \x01(\x08\"v\n\rAppendEntries\x12\x16\n\x0eprevious_index\x18\x01 \x01(\x04\x12\x15\n\rprevious_term\x18\x02 \x01(\x04\x12&\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x15.kvorumpb.v1.LogEntry\x12\x0e\n\x06\x63ommit\x18\x04 \x01(\x04\"\\\n\x12\x41ppendEntriesReply\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x10\n\x08rejected\x18\x02 \x01(\x08\x12\x12\n\nhint_index\x18\x03 \x01(\x04\x12\x11\n\thint_term\x18\x04 \x01(\x04\"P\n\tHeartbeat\x12\x0e\n\x06\x63ommit\x18\x01 \x01(\x04\x12\x12\n\nread_round\x18\x02 \x01(\x04\x12\x11\n\tcommitted\x18\x03 \x01(\x04\x12\x0c\n\x04\x65\x63ho\x18\x04 \x01(\x04\"3\n\x0eHeartbeatReply\x12\x12\n\nread_round\x18\x01 \x01(\x04\x12\r\n\x05\x63lock\x18\x02 \x01(\x04\"\x0c\n\nTimeoutNow\"u\n\x0fSnapshotMessage\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.kvorumpb.v1.SnapshotHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.kvorumpb.v1.SnapshotChunkH\x00\x42\x06\n\x04part\"\x92\x01\n\x0eSnapshotHeader\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x16.kvorumpb.v1.PeerHello\x12\r\n\x05group\x18\x02 \x01(\x04\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x12\n\nlast_index\x18\x04 \x01(\x04\x12\x11\n\tlast_term\x18\x05 \x01(\x04\x12\x15\n\rconfiguration\x18\x06 \x01(\x0c\"=\n\rSnapshotChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\r\x12\x0c\n\x04last\x18\x03 \x01(\x08\"(\n\x17InstallSnapshotResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x32\xa4\x01\n\x04Raft\x12\x43\n\x06Stream\x12\x18.kvorumpb.v1.PeerMessage\x1a\x1d.kvorumpb.v1.PeerStreamClosed(\x01\x12W\n\x0fInstallSnapshot\x12\x1c.kvorumpb.v1.SnapshotMessage\x1a$.kvorumpb.v1.InstallSnapshotResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16kvorumpb/v1/raft.proto\x12\x0bkvorumpb.v1\x1a\x19kvorumpb/v1/cluster.proto\"\x89\x01\n\x0bPeerMessage\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x16.kvorumpb.v1.PeerHello\x12*\n\x08messages\x18\x02 \x03(\x0b\x32\x18.kvorumpb.v1.RaftMessage\x12\'\n\x06notice\x18\x03 \x01(\x0b\x32\x17.kvorumpb.v1.PeerNotice\"y\n\nPeerNotice\x12\"\n\x06\x61larms\x18\x01 \x03(\x0b\x32\x12.kvorumpb.v1.Alarm\x12\x13\n\x0blog_time_ms\x18\x02 \x01(\x03\x12\x10\n\x08\x63lock_us\x18\x03 \x01(\x03\x12\x0f\n\x07\x65\x63ho_us\x18\x04 \x01(\x03\x12\x0f\n\x07held_us\x18\x05 \x01(\x03\"\x89\x01\n\tPeerHello\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0e\n\x06sender\x18\x02 \x01(\x04\x12\x11\n\trecipient\x18\x03 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x14\n\x0c\x64irectory_id\x18\x05 \x01(\t\x12\x1e\n\x16recipient_directory_id\x18\x06 \x01(\t\"\x12\n\x10PeerStreamClosed\"\xd0\x03\n\x0bRaftMessage\x12\r\n\x05group\x18\x01 \x01(\x04\x12\x0e\n\x06sender\x18\x02 \x01(\x04\x12\x11\n\trecipient\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04\x12\x30\n\x0crequest_vote\x18\x05 \x01(\x0b\x32\x18.kvorumpb.v1.RequestVoteH\x00\x12;\n\x12request_vote_reply\x18\x06 \x01(\x0b\x32\x1d.kvorumpb.v1.RequestVoteReplyH\x00\x12\x34\n\x0e\x61ppend_entries\x18\x07 \x01(\x0b\x32\x1a.kvorumpb.v1.AppendEntriesH\x00\x12?\n\x14\x61ppend_entries_reply\x18\x08 \x01(\x0b\x32\x1f.kvorumpb.v1.AppendEntriesReplyH\x00\x12+\n\theartbeat\x18\t \x01(\x0b\x32\x16.kvorumpb.v1.HeartbeatH\x00\x12\x36\n\x0fheartbeat_reply\x18\n \x01(\x0b\x32\x1b.kvorumpb.v1.HeartbeatReplyH\x00\x12.\n\x0btimeout_now\x18\x0b \x01(\x0b\x32\x17.kvorumpb.v1.TimeoutNowH\x00\x42\x06\n\x04\x62ody\"\x83\x01\n\x08LogEntry\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12(\n\x04kind\x18\x02 \x01(\x0e\x32\x1a.kvorumpb.v1.LogEntry.Kind\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"1\n\x04Kind\x12\x08\n\x04NOOP\x10\x00\x12\x0c\n\x08\x43OMMANDS\x10\x01\x12\x11\n\rCONFIGURATION\x10\x02\"S\n\x0bRequestVote\x12\x12\n\nlast_index\x18\x01 \x01(\x04\x12\x11\n\tlast_term\x18\x02 \x01(\x04\x12\x0b\n\x03pre\x18\x03 \x01(\x08\x12\x10\n\x08transfer\x18\x04 \x01(\x08\"0\n\x10RequestVoteReply\x12\x0f\n\x07granted\x18\x01 \x01(\x08\x12\x0b\n\x03pre\x18\x02 \x01(\x08\"v\n\rAppendEntries\x12\x16\n\x0eprevious_index\x18\x01 \x01(\x04\x12\x15\n\rprevious_term\x18\x02 \x01(\x04\x12&\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x15.kvorumpb.v1.LogEntry\x12\x0e\n\x06\x63ommit\x18\x04 \x01(\x04\"\\\n\x12\x41ppendEntriesReply\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x10\n\x08rejected\x18\x02 \x01(\x08\x12\x12\n\nhint_index\x18\x03 \x01(\x04\x12\x11\n\thint_term\x18\x04 \x01(\x04\"P\n\tHeartbeat\x12\x0e\n\x06\x63ommit\x18\x01 \x01(\x04\x12\x12\n\nread_round\x18\x02 \x01(\x04\x12\x11\n\tcommitted\x18\x03 \x01(\x04\x12\x0c\n\x04\x65\x63ho\x18\x04 \x01(\x04\"3\n\x0eHeartbeatReply\x12\x12\n\nread_round\x18\x01 \x01(\x04\x12\r\n\x05\x63lock\x18\x02 \x01(\x04\"\x0c\n\nTimeoutNow\"u\n\x0fSnapshotMessage\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1b.kvorumpb.v1.SnapshotHeaderH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.kvorumpb.v1.SnapshotChunkH\x00\x42\x06\n\x04part\"\x92\x01\n\x0eSnapshotHeader\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x16.kvorumpb.v1.PeerHello\x12\r\n\x05group\x18\x02 \x01(\x04\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x12\n\nlast_index\x18\x04 \x01(\x04\x12\x11\n\tlast_term\x18\x05 \x01(\x04\x12\x15\n\rconfiguration\x18\x06 \x01(\x0c\"=\n\rSnapshotChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\r\x12\x0c\n\x04last\x18\x03 \x01(\x08\"(\n\x17InstallSnapshotResponse\x12\r\n\x05index\x18\x01 \x01(\x04\x32\xa4\x01\n\x04Raft\x12\x43\n\x06Stream\x12\x18.kvorumpb.v1.PeerMessage\x1a\x1d.kvorumpb.v1.PeerStreamClosed(\x01\x12W\n\x0fInstallSnapshot\x12\x1c.kvorumpb.v1.SnapshotMessage\x1a$.kvorumpb.v1.InstallSnapshotResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,39 +35,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PEERMESSAGE']._serialized_start=67
   _globals['_PEERMESSAGE']._serialized_end=204
   _globals['_PEERNOTICE']._serialized_start=206
-  _globals['_PEERNOTICE']._serialized_end=275
-  _globals['_PEERHELLO']._serialized_start=278
-  _globals['_PEERHELLO']._serialized_end=415
-  _globals['_PEERSTREAMCLOSED']._serialized_start=417
-  _globals['_PEERSTREAMCLOSED']._serialized_end=435
-  _globals['_RAFTMESSAGE']._serialized_start=438
-  _globals['_RAFTMESSAGE']._serialized_end=902
-  _globals['_LOGENTRY']._serialized_start=905
-  _globals['_LOGENTRY']._serialized_end=1036
-  _globals['_LOGENTRY_KIND']._serialized_start=987
-  _globals['_LOGENTRY_KIND']._serialized_end=1036
-  _globals['_REQUESTVOTE']._serialized_start=1038
-  _globals['_REQUESTVOTE']._serialized_end=1121
-  _globals['_REQUESTVOTEREPLY']._serialized_start=1123
-  _globals['_REQUESTVOTEREPLY']._serialized_end=1171
-  _globals['_APPENDENTRIES']._serialized_start=1173
-  _globals['_APPENDENTRIES']._serialized_end=1291
-  _globals['_APPENDENTRIESREPLY']._serialized_start=1293
-  _globals['_APPENDENTRIESREPLY']._serialized_end=1385
-  _globals['_HEARTBEAT']._serialized_start=1387
-  _globals['_HEARTBEAT']._serialized_end=1467
-  _globals['_HEARTBEATREPLY']._serialized_start=1469
-  _globals['_HEARTBEATREPLY']._serialized_end=1520
-  _globals['_TIMEOUTNOW']._serialized_start=1522
-  _globals['_TIMEOUTNOW']._serialized_end=1534
-  _globals['_SNAPSHOTMESSAGE']._serialized_start=1536
-  _globals['_SNAPSHOTMESSAGE']._serialized_end=1653
-  _globals['_SNAPSHOTHEADER']._serialized_start=1656
-  _globals['_SNAPSHOTHEADER']._serialized_end=1802
-  _globals['_SNAPSHOTCHUNK']._serialized_start=1804
-  _globals['_SNAPSHOTCHUNK']._serialized_end=1865
-  _globals['_INSTALLSNAPSHOTRESPONSE']._serialized_start=1867
-  _globals['_INSTALLSNAPSHOTRESPONSE']._serialized_end=1907
-  _globals['_RAFT']._serialized_start=1910
-  _globals['_RAFT']._serialized_end=2074
+  _globals['_PEERNOTICE']._serialized_end=327
+  _globals['_PEERHELLO']._serialized_start=330
+  _globals['_PEERHELLO']._serialized_end=467
+  _globals['_PEERSTREAMCLOSED']._serialized_start=469
+  _globals['_PEERSTREAMCLOSED']._serialized_end=487
+  _globals['_RAFTMESSAGE']._serialized_start=490
+  _globals['_RAFTMESSAGE']._serialized_end=954
+  _globals['_LOGENTRY']._serialized_start=957
+  _globals['_LOGENTRY']._serialized_end=1088
+  _globals['_LOGENTRY_KIND']._serialized_start=1039
+  _globals['_LOGENTRY_KIND']._serialized_end=1088
+  _globals['_REQUESTVOTE']._serialized_start=1090
+  _globals['_REQUESTVOTE']._serialized_end=1173
+  _globals['_REQUESTVOTEREPLY']._serialized_start=1175
+  _globals['_REQUESTVOTEREPLY']._serialized_end=1223
+  _globals['_APPENDENTRIES']._serialized_start=1225
+  _globals['_APPENDENTRIES']._serialized_end=1343
+  _globals['_APPENDENTRIESREPLY']._serialized_start=1345
+  _globals['_APPENDENTRIESREPLY']._serialized_end=1437
+  _globals['_HEARTBEAT']._serialized_start=1439
+  _globals['_HEARTBEAT']._serialized_end=1519
+  _globals['_HEARTBEATREPLY']._serialized_start=1521
+  _globals['_HEARTBEATREPLY']._serialized_end=1572
+  _globals['_TIMEOUTNOW']._serialized_start=1574
+  _globals['_TIMEOUTNOW']._serialized_end=1586
+  _globals['_SNAPSHOTMESSAGE']._serialized_start=1588
+  _globals['_SNAPSHOTMESSAGE']._serialized_end=1705
+  _globals['_SNAPSHOTHEADER']._serialized_start=1708
+  _globals['_SNAPSHOTHEADER']._serialized_end=1854
+  _globals['_SNAPSHOTCHUNK']._serialized_start=1856
+  _globals['_SNAPSHOTCHUNK']._serialized_end=1917
+  _globals['_INSTALLSNAPSHOTRESPONSE']._serialized_start=1919
+  _globals['_INSTALLSNAPSHOTRESPONSE']._serialized_end=1959
+  _globals['_RAFT']._serialized_start=1962
+  _globals['_RAFT']._serialized_end=2126
 # @@protoc_insertion_point(module_scope)

@@ -65,10 +65,22 @@ class PeerNotice(_message.Message):
 
     ALARMS_FIELD_NUMBER: _builtins.int
     LOG_TIME_MS_FIELD_NUMBER: _builtins.int
+    CLOCK_US_FIELD_NUMBER: _builtins.int
+    ECHO_US_FIELD_NUMBER: _builtins.int
+    HELD_US_FIELD_NUMBER: _builtins.int
     log_time_ms: _builtins.int
     """Log time by the clock of a sender that leads the group 1, from which the others carry it
     on; 0 of one that does not.
     """
+    clock_us: _builtins.int
+    """What the sender's clock shows, in microseconds. It means something to the sender alone,
+    to which the next notice brings it back: so the round trip is measured.
+    """
+    echo_us: _builtins.int
+    """The newest `clock_us` of the recipient that was not brought back yet, and for how long
+    the sender has held it; 0 if there is none.
+    """
+    held_us: _builtins.int
     @_builtins.property
     def alarms(self) -> _containers.RepeatedCompositeFieldContainer[_cluster_pb2.Alarm]:
         """What is wrong with the sender: a leader refuses writes as long as it hears of something."""
@@ -78,10 +90,13 @@ class PeerNotice(_message.Message):
         *,
         alarms: _abc.Iterable[_cluster_pb2.Alarm] | None = ...,
         log_time_ms: _builtins.int = ...,
+        clock_us: _builtins.int = ...,
+        echo_us: _builtins.int = ...,
+        held_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "log_time_ms", b"log_time_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alarms", b"alarms", "clock_us", b"clock_us", "echo_us", b"echo_us", "held_us", b"held_us", "log_time_ms", b"log_time_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
