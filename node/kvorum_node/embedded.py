@@ -7,7 +7,9 @@ before the disk is full. (How much of it the store may take is the program's own
 no quota.)
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 from kvorum.errors import DataDirectoryMismatch
@@ -21,6 +23,9 @@ from kvorumpb.v1.kv_pb2 import Call, Reply
 
 _LOG_MAX_BYTES = 16 << 20
 """There is no follower to keep a longer log for."""
+
+_APPLYING_SECONDS = 60.0
+"""How long what a crash has left in the log may take to be applied."""
 
 
 class EmbeddedNode:
@@ -65,9 +70,17 @@ class EmbeddedNode:
         """A place for watches. Raises ShuttingDown once the node is closed."""
         return self._node.watches.open_stream()
 
-    def save_snapshot(self) -> AsyncGenerator[SaveSnapshotResponse, None]:
-        """Everything that is in the store now, to be kept. Raises as Backups.save."""
-        return self._node.backups.save()
+    async def save_snapshot(self) -> AsyncGenerator[SaveSnapshotResponse, None]:
+        """Everything that was acknowledged, to be kept; also what a crash left in the log alone.
+
+        Raises as Backups.save; DeadlineExceeded if the log takes too long to apply.
+        """
+        await self._node.group.read(
+            deadline=asyncio.get_running_loop().time() + _APPLYING_SECONDS, lease=False
+        )
+        async with aclosing(self._node.backups.save()) as parts:
+            async for part in parts:
+                yield part
 
     async def close(self) -> None:
         """Finish what is under way, flush, and release the directory."""

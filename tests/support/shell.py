@@ -36,3 +36,25 @@ def start(arguments: Sequence[str]) -> "subprocess.Popen[str]":
     return subprocess.Popen(
         command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+async def pipe(first: Sequence[str], second: Sequence[str]) -> str:
+    """What the second command prints when it reads what the first one does; both must succeed."""
+
+    def run_both() -> str:
+        with subprocess.Popen(first, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as source:
+            ran = subprocess.run(
+                second,
+                stdin=source.stdout,
+                capture_output=True,
+                text=True,
+                timeout=END_SECONDS,
+                check=False,
+            )
+            assert source.stderr is not None
+            said = source.stderr.read().decode()
+        assert source.returncode == 0, said
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    return await asyncio.to_thread(run_both)
