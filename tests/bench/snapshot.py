@@ -1,8 +1,9 @@
-"""What a new member's snapshot costs the others: a large state moves, while small writes go on.
+"""What snapshots cost: a large state moves to a new member and to a file beside small writes.
 
-Three local nodes with fsync are filled, and a fourth is added. Printed are how long it
-took to become a voter, the small writes before and meanwhile, and whether the leader
-stayed: a heartbeat that is an election time-out late would have cost it its office.
+Three local nodes with fsync are filled, and a fourth is added; then all is saved to a file, which
+is verified and restored. Printed are how long it took to become a voter, the small writes
+before and meanwhile, whether the leader stayed (a heartbeat that is an election time-out late
+would have cost it its office), and how fast the file was written and read.
 
     python -m tests.bench.snapshot [--megabytes 2048] [--size 16384]
 """
@@ -26,6 +27,7 @@ from kvorum.admin import ClusterAdmin
 from kvorum.cli.local_cluster import LocalCluster
 from kvorum.limits import MIB
 from kvorumpb.v1.cluster_pb2 import GetStatusResponse, Member
+from tests.support import shell
 
 FILLERS = 16
 BEFORE_SECONDS = 10.0
@@ -78,11 +80,20 @@ async def bench(cluster: LocalCluster, megabytes: int, size: int) -> Table:
             name = await cluster.add(_ignore)
             seconds, busy = time.perf_counter() - began, writes.take()
             after = await leader_view(cluster)
+            file = cluster.directory / "bench.snap"
+            target = ("--target", cluster.target)
+            saved, saving = await timed("snapshot", "save", str(file), *target), writes.take()
             running.cancel()
+        verified = await timed("snapshot", "verify", str(file))
+        place = ("--data-dir", str(cluster.directory / "restored"), "--advertise", "127.0.0.1:1")
+        restored = await timed("snapshot", "restore", str(file), *place)
         table = Table("", "figure", title=f"{megabytes} MiB in values of {size} bytes")
         table.add_row("to write them", f"{filled_seconds:.1f} s")
         table.add_row(f"until {name} was a voter", f"{seconds:.1f} s")
-        for when, took in (("before", calm), ("meanwhile", busy)):
+        for what, took_seconds in (("save", saved), ("verify", verified), ("restore", restored)):
+            rate = file.stat().st_size / MIB / took_seconds
+            table.add_row(f"to {what} a file", f"{took_seconds:.1f} s, {rate:.0f} MiB/s")
+        for when, took in (("before", calm), ("with a new member", busy), ("in a save", saving)):
             centiles = quantiles(took, n=100)
             table.add_row(
                 f"small writes {when}: p50, p99, longest",
@@ -93,6 +104,13 @@ async def bench(cluster: LocalCluster, megabytes: int, size: int) -> Table:
         for report in await cluster.status():
             table.add_row(f"memory of {report.node.name}", f"{_resident_mib(report.pid)} MiB")
         return table
+
+
+async def timed(*arguments: str) -> float:
+    """The seconds that a command takes, from its start to its end."""
+    began = time.perf_counter()
+    await shell.output(*arguments)
+    return time.perf_counter() - began
 
 
 def _ignore(member: Member, lag: int) -> None:
@@ -122,7 +140,7 @@ def main(
     megabytes: Annotated[int, typer.Option(help="Of state.")] = 2048,
     size: Annotated[int, typer.Option(help="Of a value, in bytes.")] = 16384,
 ) -> None:
-    """Measure a snapshot to a new member."""
+    """Measure a snapshot to a new member, and one to a file and back."""
     Console().print(asyncio.run(bench_local(megabytes, size)))
 
 

@@ -5,7 +5,6 @@ import errno
 import os
 import resource
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,30 +16,12 @@ from kvorum.cli import processes
 from kvorum.cli.local_cluster import LocalCluster
 from kvorum.limits import KIB, MIB
 from tests.support.eventually import eventually
+from tests.support.file_systems import small_file_system
 from tests.support.workload import Workload, assert_nothing_lost, followers
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="session")]
 
-FILE_SYSTEM_BYTES = 64 * MIB
 FILE_BYTES = 1 * MIB
-
-
-@contextlib.contextmanager
-def small_file_system(path: Path) -> Iterator[None]:
-    """One of memory, mounted at the path; skips the test where that is not allowed."""
-    path.mkdir(parents=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={FILE_SYSTEM_BYTES}", "none", str(path)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"cannot mount a small file system: {mounted.stderr.strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
 def fill(filler: Path) -> None:

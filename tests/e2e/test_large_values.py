@@ -17,6 +17,7 @@ from kvorum.errors import LimitExceeded, Overloaded
 from kvorum.limits import MIB
 from kvorum.status import from_status
 from kvorumpb.v1 import kv_pb2
+from tests.support.peak import Peak
 from tests.support.wire_client import WireClient, details, replies_of
 from tests.support.workload import Workload, assert_nothing_lost, followers
 
@@ -47,28 +48,6 @@ async def three_nodes(empty_cluster: LocalCluster, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("KVORUM_ELECTION_TIMEOUT_MS", "4000")
     await empty_cluster.up(nodes=3, base_port=0)
     return empty_cluster
-
-
-class Peak:
-    """The most memory that a process had while this was entered."""
-
-    def __init__(self, process: psutil.Process) -> None:
-        self.rss_bytes = 0
-        self._process = process
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        self._task = asyncio.create_task(self._look())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._task is not None
-        self._task.cancel()
-
-    async def _look(self) -> None:
-        while True:
-            self.rss_bytes = max(self.rss_bytes, self._process.memory_info().rss)
-            await asyncio.sleep(0.02)
 
 
 class SmallCalls:
