@@ -184,7 +184,7 @@ class Workload:
 
 async def put_to_work(target: str, writers: int, seconds: float | None, out: Console) -> int:
     """Run a workload to its end; returns the exit status."""
-    out.print(f"{writers} writers and {writers} readers at {target}")
+    out.print(f"{writers} writers and {writers} readers at {target}", soft_wrap=True)
     async with kvorum.open(target, timeout=TIMEOUT_SECONDS) as kv:
         workload = Workload(kv, f"{os.getpid()}-{time.time_ns()}", writers)
         _end_by_signal(workload.stop)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 def lines() -> str:
     [block] = re.findall(
-        r"^### Watch it work\n.*?\n\n((?:    \S.*\n)+)",
+        r"^### Watch it work\n.*?\n\n((?:    \S[^\n]*\n)+)",
         (ROOT / "README.md").read_text(),
         re.M | re.S,
     )

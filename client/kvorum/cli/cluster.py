@@ -230,9 +230,11 @@ def rolling_restart(*, directory: DirectoryOption = DEFAULT_DIRECTORY) -> None:
 
     def report(name: str, is_ready: bool) -> None:
         if is_ready:
+            spinner.stop()  # its line is on the other stream
             console.out().print(f"restarted {name}, and it has caught up")
         else:
             spinner.update(f"restarting {name}")
+            spinner.start()
 
     with console.err().status("waiting until every node has caught up") as spinner:
         asyncio.run(rolling.rolling_restart(cluster, report))
@@ -264,7 +266,7 @@ def heal(*, directory: DirectoryOption = DEFAULT_DIRECTORY) -> None:
     """End a partition. Safe to repeat."""
     healed = _cluster(directory).heal()
     console.out().print(
-        f"{_enumerate(healed)} and the others hear one another again"
+        f"healed: {_enumerate(healed)} can reach the others again"
         if healed
         else "no node was cut off"
     )
