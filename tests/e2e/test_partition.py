@@ -58,6 +58,15 @@ def left_in_the_kernel(cluster: LocalCluster) -> list[str]:
     return [line for line in tables.stdout.splitlines() if name in line] + groups
 
 
+def are_seated(cluster: LocalCluster) -> bool:
+    """Whether each node's process is in a control group of the partition."""
+    groups = [
+        Path(f"/proc/{node.process.pid}/cgroup").read_text() if node.process else ""
+        for node in cluster.nodes
+    ]
+    return all(Partition(cluster.directory)._id in group for group in groups)
+
+
 async def status_of(cluster: LocalCluster, name: str) -> cluster_pb2.GetStatusResponse:
     async with ClusterAdmin() as admin:
         return await admin.status(cluster.node(name).address)
@@ -108,9 +117,7 @@ async def test_a_node_that_is_restarted_stays_cut_off(running: LocalCluster) -> 
     await running.restart(victim)
     leader = await running.leader()
     await running.restart(next(n.name for n in running.nodes if n.name not in (victim, leader)))
-    for process in (node.process for node in running.nodes):
-        assert process is not None
-        assert Partition(running.directory)._id in Path(f"/proc/{process.pid}/cgroup").read_text()
+    assert are_seated(running)
     async with kvorum.open(running.target) as kv:
         await kv.put("k", 1)
         assert (await status_of(running, victim)).leader == ""
