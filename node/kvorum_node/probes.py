@@ -94,7 +94,9 @@ class Probes:
 
     def serving(self, node: Node) -> None:
         """The node is there, and has been started."""
-        self._node, self._name, self._phase = node, str(node), None
+        self._node, self._name = node, str(node)
+        if not self.is_ending:  # it may have been told to stop just now
+            self._phase = None
         self._forget_node = node.listen(self._see)
         self.look()
 

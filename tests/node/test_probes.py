@@ -163,6 +163,13 @@ async def test_one_that_ends_is_not_ready_at_once(n1: Node) -> None:
     assert probes.why_not_ready() == ["n1 is shutting down"]
 
 
+async def test_one_that_is_told_to_stop_while_it_starts_is_never_ready(n1: Node) -> None:
+    probes = Probes("n1")
+    probes.ending()
+    probes.serving(n1)
+    assert probes.why_not_ready() == ["n1 is shutting down"]
+
+
 async def test_members_are_ready_while_a_majority_is_there() -> None:
     async with NodeGroup(3) as group:
         leader = await group.leader()
