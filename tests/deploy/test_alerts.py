@@ -1,55 +1,19 @@
 """Every alert rule is PromQL, and asks for what there is."""
 
 import re
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import promql_parser
 import pytest
 
 from tests.support import manifests
+from tests.support.alerts import rules, selectors
 from tests.support.manifests import Object
 
 PAGE = Path(__file__).parents[2] / "docs/operations/kubernetes.md"
 
-FOREIGN = {
-    "up": "Prometheus itself",
-    "kube_cronjob_status_last_successful_time": "kube-state-metrics",
-    "kube_cronjob_created": "kube-state-metrics",
-}
-"""What no node tells, and who does."""
-
 KEPT = {"namespace", "pod", "job"}
 """Labels that the operator gives to whatever it scrapes from a node."""
-
-
-@cache
-def rules() -> list[Object]:
-    [found] = [one for one in manifests.render("prod-monitored") if one["kind"] == "PrometheusRule"]
-    return [rule for group in found["spec"]["groups"] for rule in group["rules"]]
-
-
-def selectors(expression: promql_parser.Expr) -> Iterator[promql_parser.VectorSelector]:
-    """All selectors in an expression."""
-    if isinstance(expression, promql_parser.VectorSelector):
-        yield expression
-        return
-    for name in ("expr", "lhs", "rhs", "param", "vector_selector"):
-        inner = getattr(expression, name, None)
-        if isinstance(inner, promql_parser.Expr):
-            yield from selectors(inner)
-    for inner in getattr(expression, "args", ()):
-        yield from selectors(inner)
-
-
-def metrics() -> set[str]:
-    """The names that the rules ask for."""
-    return {
-        str(selector.name)
-        for rule in rules()
-        for selector in selectors(promql_parser.parse(rule["expr"]))
-    }
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule["alert"]))

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 import kvorum
-from tests.support import local_pods, manifests, plain_http
+from tests.support import alerts, local_pods, manifests, plain_http
 from tests.support.local_pods import LocalPods
 from tests.support.manifests import KUBERNETES
+from tests.support.metrics import exposed_names
 from tests.support.node_processes import nodes_of
 from tests.support.pods import started
 
@@ -153,6 +154,11 @@ def test_nodes_answer_where_the_manifests_look(cluster: Place) -> None:
         for port in ports.values():
             socket.create_connection((pods.host(ordinal), port), timeout=30).close()
     assert plain_http.ask_now(f"{pods.host(0)}:{ports['admin']}", "/ready").status == 404
+
+
+def test_every_alert_asks_for_what_the_nodes_tell(cluster: Place) -> None:
+    told = plain_http.ask_now(f"{cluster.pods.host(0)}:7180", "/metrics").body
+    assert alerts.metrics() - exposed_names(told) == set()
 
 
 def test_a_cluster_grows_and_shrinks(cluster: Place) -> None:
