@@ -16,10 +16,10 @@ from tests.chaos import namespaces
 from tests.kubernetes.plays import PLAYS
 from tests.support.node_processes import nodes_of
 
-pytestmark = pytest.mark.cluster
-
 ROOT = Path(__file__).parents[2]
 PLAY_SECONDS = 400
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(PLAY_SECONDS + 20)]
 
 
 @pytest.fixture(scope="module")
