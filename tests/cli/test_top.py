@@ -209,6 +209,7 @@ def busy() -> Reading:
 def test_a_frame_fits_its_terminal(busy: Reading, width: int) -> None:
     lines = drawn(busy, width)
     assert max(map(len, lines)) <= width
+    assert len(lines) == 15  # none goes on in a second one
     assert not any("…" in line for line in lines if not line.startswith(("alarm:", "n3: ")))
     rows = [line for line in lines if line.startswith("n1 ")]
     assert rows[0].split() == [
