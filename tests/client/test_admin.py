@@ -24,7 +24,7 @@ from kvorum import (
 from kvorum.admin import ClusterAdmin
 from kvorum.status import DETAILS_KEY, to_status
 from kvorum.verification import Verdict, Verification
-from kvorumpb.v1 import cluster_pb2
+from kvorumpb.v1 import cluster_pb2, kv_pb2
 
 Answer = Message | KvorumError | None
 """What a method returns, raises, or never does."""
@@ -82,8 +82,17 @@ async def serving() -> AsyncIterator[FakeCluster]:
         )
         for name in METHODS
     }
-    handler = grpc.method_handlers_generic_handler("kvorumpb.v1.Cluster", handlers)
-    server.add_generic_rpc_handlers((handler,))
+    get: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
+        fake.serve,
+        request_deserializer=kv_pb2.GetRequest.FromString,
+        response_serializer=kv_pb2.GetResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers(
+        (
+            grpc.method_handlers_generic_handler("kvorumpb.v1.Cluster", handlers),
+            grpc.method_handlers_generic_handler("kvorumpb.v1.KV", {"Get": get}),
+        )
+    )
     fake.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     try:
@@ -130,6 +139,34 @@ async def test_status(node: FakeCluster) -> None:
     async with ClusterAdmin([node.address]) as admin:
         assert await admin.status(node.address) == node.answer
         assert admin.addresses == (node.address,)
+
+
+async def test_what_was_acknowledged_is_known_by_a_read_of_one_leader(node: FakeCluster) -> None:
+    """Of the same term before and after the read: else another one may have answered it."""
+    terms = [7, 7, 8, 8, 8, 8]
+    asked: list[int] = []
+
+    def status() -> Answer:
+        asked.append(terms[min(len(asked), len(terms) - 1)])
+        applied = 10 * len(asked)
+        return cluster_pb2.GetStatusResponse(
+            name="n1", role=cluster_pb2.LEADER, term=asked[-1], applied_index=applied
+        )
+
+    node.answers["GetStatus"] = status
+    node.answers["Get"] = kv_pb2.GetResponse
+    async with ClusterAdmin([node.address]) as admin:
+        # Three looks a round: for the leader, before and after the read.
+        assert await admin.confirmed_index() == 60
+    assert len(node.asked(kv_pb2.GetRequest)) == 2
+
+
+async def test_without_a_leader_nobody_says_what_was_acknowledged(node: FakeCluster) -> None:
+    node.answers["GetStatus"] = lambda: cluster_pb2.GetStatusResponse(name="n1")
+    async with ClusterAdmin([node.address]) as admin:
+        with pytest.raises(NoLeader):
+            await admin.confirmed_index(timeout=0.1)
+    assert node.asked(kv_pb2.GetRequest) == []
 
 
 async def test_content_hash(node: FakeCluster) -> None:
