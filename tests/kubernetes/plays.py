@@ -59,7 +59,7 @@ class Clients:
         reads, added = self._reads, sum(self.added.values())
         await self.work.progress()
         async with asyncio.timeout(CALL_SECONDS):
-            while self._reads == reads or sum(self.added.values()) == added:  # noqa: ASYNC110
+            while self._reads == reads or sum(self.added.values()) == added:  # noqa: ASYNC110 - of many
                 await asyncio.sleep(0.005)
 
     async def stop(self) -> None:
