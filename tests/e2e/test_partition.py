@@ -24,7 +24,7 @@ from tests.support.command_line import kvorum as command
 from tests.support.node_processes import nodes_of
 from tests.support.workload import agreed_content, until
 
-FAST = ("--fsync", "off", "--tick-ms", "20", "--election-timeout-ms", "300")
+FAST = ("--fsync", "off")
 
 
 @pytest.fixture

@@ -16,11 +16,13 @@ Needs Linux, root, `nft`, and a mounted cgroup2; what is missing is said in a li
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +32,13 @@ import psutil
 
 from kvorum.cli.cluster_file import LocalClusterError
 from kvorum.cli.local_node import HOST, LocalNode
-from kvorum.cli.processes import ProcessState, state
+from kvorum.cli.processes import SIGNAL_POLL_SECONDS, ProcessState, state
 
 MOUNTS: Final = Path("/proc/self/mounts")
 NFT_ROOT: Final = Path("/sys/fs/cgroup")
 """What nft takes the paths of control groups to begin at, wherever cgroup2 is mounted."""
+
+LEAVE_SECONDS: Final = 2.0
 
 CUT_OFF: Final = "cut"
 OTHERS: Final = "rest"
@@ -230,13 +234,20 @@ def _group_of(mount: Path, pid: int) -> Path:
 
 def _leave(path: Path) -> None:
     """Move what is in a control group to where it came from, and remove the group."""
-    try:
-        for pid in (path / "cgroup.procs").read_text("utf-8").split():
-            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-                (path.parent / "cgroup.procs").write_text(pid)
-        path.rmdir()
-    except OSError as error:
-        raise CannotPartition(f"{path}: {error.strerror}") from error
+    deadline = time.monotonic() + LEAVE_SECONDS
+    while True:
+        try:
+            for pid in (path / "cgroup.procs").read_text("utf-8").split():
+                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                    (path.parent / "cgroup.procs").write_text(pid)
+            path.rmdir()
+        except OSError as error:
+            # One that is just ending is in no list any more, and in the group for a moment.
+            if error.errno != errno.EBUSY or time.monotonic() >= deadline:
+                raise CannotPartition(f"{path}: {error.strerror}") from error
+            time.sleep(SIGNAL_POLL_SECONDS)
+        else:
+            return
 
 
 def _ports(nodes: Sequence[LocalNode]) -> list[int]:
