@@ -368,6 +368,7 @@ ELSEWHERE: Final = {
     "MAX_READING_TRANSACTIONS": (
         "tests.node.test_dispatch.test_few_writes_that_return_records_are_under_way_at_once"
     ),
+    "MAX_SNAPSHOTS_BEING_SAVED": "tests.node.test_backups.test_few_are_given_at_a_time",
     "MAX_PAGE_BYTES": "tests.machine.test_listing.test_a_record_larger_than_a_page_is_a_page_alone",
     "MAX_LONG_LISTS": (
         "tests.node.test_dispatch.test_few_lists_that_take_long_are_under_way_at_once"

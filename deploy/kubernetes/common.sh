@@ -63,6 +63,17 @@ member_at() {
         $2 == "kind" && address == wanted { print name, $4 }'
 }
 
+# others_answer ADDRESS: of the voters that stay when the one at ADDRESS leaves, a majority answers at this moment. The leader asks
+# itself the same, and goes by whom it has heard lately: a node that has just died it still takes for alive.
+others_answer() {
+    listing=$(in_cluster kvorum member list --json) || return 1
+    printf '%s\n' "$listing" | awk -F'"' -v leaving="$1" '
+        $2 == "address" { address = $4 }
+        $2 == "kind" { kind = $4 }
+        $2 == "role" && kind == "voter" && address != leaving { voters++; answering += ($4 != "") }
+        END { exit !(2 * answering > voters) }'
+}
+
 # wait_for_voter ORDINAL
 wait_for_voter() {
     deadline=$(($(date +%s) + TIMEOUT_SECONDS))

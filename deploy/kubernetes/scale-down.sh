@@ -18,6 +18,8 @@ while [ "$current" -gt "$target" ]; do
         fail "no leader answers: without one, nobody can tell what may be removed"
     name=${found%% *}
     if [ -n "$name" ]; then
+        others_answer "$(address_of "$ordinal")" ||
+            fail "$name, which is kvorum-$ordinal, is still a member, and its pod stays: without it no majority would answer"
         in_cluster kvorum member remove "$name" ||
             fail "$name, which is kvorum-$ordinal, is still a member, and its pod stays"
     fi

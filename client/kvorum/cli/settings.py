@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from pydantic import ValidationError
 
 PREFIX: Final = "KVORUM_"
-OTHER_VARIABLES: Final = frozenset({"KVORUM_CONFIG", "KVORUM_TARGET", "KVORUM_CLUSTER_DIR"})
+OTHER_VARIABLES: Final = frozenset(
+    {"KVORUM_CONFIG", "KVORUM_TARGET", "KVORUM_CLUSTER_DIR", "KVORUM_CLUSTER_BASE_PORT"}
+)
 """Of other commands, or of how settings are found."""
 
 _SERVICE_LINK: Final = re.compile(
