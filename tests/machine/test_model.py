@@ -260,10 +260,10 @@ class Comparison(RuleBasedStateMachine):
                 (event.kind, event.key) for event in expected
             ]
             for event, same in zip(transition.events, expected, strict=True):
-                for record, cell in ((event.record, same.cell), (event.previous, same.previous)):
-                    assert (record is None) == (cell is None)
-                    if record is not None and cell is not None:
-                        whole = cell.record(b"")
+                for stored, cell in ((event.record, same.cell), (event.previous, same.previous)):
+                    assert (stored is None) == (cell is None)
+                    if stored is not None and cell is not None:
+                        record, whole = Record.FromString(stored), cell.record(b"")
                         if record.value_apart:
                             assert len(whole.value) >= MIN_APART
                             whole.value, whole.value_apart = b"", True

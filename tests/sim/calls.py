@@ -49,6 +49,8 @@ RANGES: Final = (
     KeyRange(start=b"x", end=b"y\0"),
 )
 TTL_TICKS: Final = (1, 4, 15, 40, 100)
+APART_BYTES: Final = 25
+"""A value of so many bytes lies by itself here; an integer never does."""
 
 
 @dataclass(slots=True)
@@ -93,6 +95,8 @@ class Repertoire:
         random = self._random
         request = Call(id=call)
         value = b"c%d-%d" % (self._client, call)
+        if call % 5 == 0:
+            value = value.ljust(APART_BYTES, b".")
         kind = random.random()
         if kind < 0.4:
             put = self._put(random.choice(self._keys()), value)

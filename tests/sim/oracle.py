@@ -34,6 +34,7 @@ from kvorumpb.v1.command_pb2 import (
 )
 from kvorumpb.v1.kv_pb2 import GetRequest, GetResponse, ListRequest, ListResponse
 from tests.machine.model import Cell, Cells, Limits, Model, within, without_numbers
+from tests.sim.calls import APART_BYTES
 
 Report = Callable[[str], None]
 Identity = bytes | tuple[int, int]
@@ -68,7 +69,7 @@ class Ran:
 class Oracle:
     def __init__(self, report: Report) -> None:
         self.report = report
-        self.model = Model(Limits())
+        self.model = Model(Limits(apart_bytes=APART_BYTES))
         self.acknowledged = 0
         """The highest revision of which any client has heard."""
         self._heard_time_ms = 0

@@ -23,8 +23,10 @@ from kvorum_node.raft.configuration import Configuration
 from kvorum_node.raft.quorum import is_quorum
 from kvorum_node.raft.types import Index, NodeId, Settings
 from kvorum_node.snapshots import Chunk, Header
+from kvorum_node.storage import layout
 from kvorumpb.v1.command_pb2 import Record
 from kvorumpb.v1.raft_pb2 import RaftMessage
+from tests.sim.calls import APART_BYTES
 from tests.sim.clients import PATIENCE_TICKS, Client, Operated
 from tests.sim.faults import Faults, leads
 from tests.sim.history import judge
@@ -62,7 +64,7 @@ SMALL_LIMITS = {
     "MAX_WATCH_PENDING_REVISIONS": 4,
     "MAX_WATCH_SCAN_EVENTS": 3,
     "MAX_WATCH_MESSAGE_BYTES": 80,
-    "MAX_WATCH_PART_BYTES": 50,
+    "MAX_WATCH_PART_BYTES": 20,
 }
 """As runs are short: what is to meet its bound has to meet it soon."""
 RECENT = 60
@@ -105,6 +107,7 @@ def small_limits() -> Iterator[None]:
     with ExitStack() as patches:
         for name, value in SMALL_LIMITS.items():
             patches.enter_context(mock.patch.object(limits, name, value))
+        patches.enter_context(mock.patch.object(layout, "MIN_APART_BYTES", APART_BYTES))
         yield
 
 

@@ -70,6 +70,12 @@ def test_parts_are_put_together(oracle: Oracle) -> None:
     assert watcher.through == 1
 
 
+def test_a_change_without_its_beginning(oracle: Oracle) -> None:
+    end = Change(kind=Change.PUT, key=b"b", continued=True)
+    heard(oracle).changes(Changes(revision=1, changes=[end], partial=True))
+    assert len(reports) == 1
+
+
 def test_a_revision_that_is_split(oracle: Oracle) -> None:
     heard(oracle).changes(Changes(revision=1, changes=[A]))
     assert len(reports) == 1

@@ -68,10 +68,13 @@ class Heard:
             return
         self._revision = told.revision
         for change in told.changes:
-            if change.continued:
+            if not change.continued:
+                self._parts.append(change)
+            elif self._parts:
                 _append(self._parts[-1], change)
             else:
-                self._parts.append(change)
+                self._report(f"is told of {told.revision} by the end of a change alone")
+                return
         if not told.partial:
             changes, self._parts = self._parts, []
             self._is_whole(told, changes)

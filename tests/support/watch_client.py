@@ -72,7 +72,8 @@ class Heard:
             for change in part.changes:
                 if change.continued:
                     assert change.key == whole.changes[-1].key
-                    whole.changes[-1].record.value += change.record.value
+                    if change.HasField("record"):
+                        whole.changes[-1].record.value += change.record.value
                     if change.HasField("previous"):
                         whole.changes[-1].previous.value += change.previous.value
                 else:

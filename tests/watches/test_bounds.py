@@ -5,6 +5,7 @@ import pytest
 from kvorum import limits
 from kvorum_node.machine import Machine
 from kvorum_node.watches import WatchHub
+from kvorum_node.watches.cache import Cache
 from kvorum_node.watches.watch import State
 from kvorumpb.v1.command_pb2 import Operation, PutOperation
 from tests.support.commands import put
@@ -59,21 +60,31 @@ async def test_many_watches_that_do_not_read_share_the_numbers(
 async def test_the_cache_is_bounded(machine: Machine, hub: WatchHub) -> None:
     client = Client(hub)
     await client.begin()
-    for number in range(40):
-        write(machine, put(b"%d" % number, bytes(limits.MIB)))
+    for _ in range(60):
+        write(machine, *(put(b"%d" % number, bytes(4_000)) for number in range(100)))
     assert hub._cache.size_bytes <= limits.MAX_WATCH_CACHE_BYTES
-    assert 5 < len(hub._cache) < 20
-    write(machine, put(b"a", bytes(20 * limits.MIB)))  # larger than all of it
-    write(machine, put(b"a", b"small"))  # what it replaces is not at hand
-    assert 5 < len(hub._cache) < 20
-    heard = await client.read_until(42)
-    assert [len(one.changes[0].record.value) for one in heard.revisions] == [
-        *[limits.MIB] * 40,
-        20 * limits.MIB,
-        5,
-    ]
+    assert 10 < len(hub._cache) < 30
+    heard = await client.read_until(60)
+    assert [len(one.changes) for one in heard.revisions] == [100] * 60
     client.stream.close()
     assert hub._cache.size_bytes == 0
+
+
+async def test_of_a_large_value_the_cache_has_only_the_place(
+    machine: Machine, hub: WatchHub
+) -> None:
+    hub._cache = Cache(2_000)
+    client = Client(hub)
+    await client.begin(previous=True)
+    write(machine, put(b"a", bytes(20 * limits.MIB)))
+    write(machine, put(b"a", b"small"))
+    assert len(hub._cache) == 2
+    write(machine, *(put(b"%d" % number) for number in range(10)))  # larger than all of it
+    assert hub._cache.get(3) is None
+    assert hub._cache.size_bytes <= 2_000
+    heard = await client.read_until(3)
+    [large], [small], _ = (one.changes for one in heard.revisions)
+    assert len(large.record.value) == len(small.previous.value) == 20 * limits.MIB
 
 
 async def test_thousands_of_watches_cost_a_write_nothing_that_do_not_want_it(

@@ -5,6 +5,7 @@ import pytest
 from kvorum import limits
 from kvorum_node.machine import Machine
 from kvorum_node.storage.engine import Engine
+from kvorum_node.storage.layout import MIN_APART_BYTES
 from kvorum_node.storage.memory import MemoryEngine
 from kvorum_node.watches import WatchHub
 from kvorumpb.v1.watch_pb2 import Change
@@ -75,6 +76,24 @@ async def test_what_is_cached_is_told_after_a_compaction_and_what_is_not_ends_it
     assert [one.revision for one in client.heard[1].revisions] == [
         *range(1, limits.MAX_WATCH_PENDING_REVISIONS + 1)
     ]
+    assert client.heard[1].ended == "COMPACTED"
+
+
+async def test_a_large_value_that_is_compacted_ends_the_watch_whole(
+    machine: Machine, hub: WatchHub
+) -> None:
+    """It lies by itself, and goes with its history: nothing of its revision is told."""
+    client = Client(hub)
+    await client.begin()
+    write(machine, put(b"a"))
+    large = write(machine, put(b"b"), put(b"a", bytes(MIN_APART_BYTES)))
+    write(machine, put(b"a"))
+    compact(machine, 3)
+    assert hub._cache.get(large) is not None
+    while client.heard[1].ended is None:
+        await client.read()
+    assert [one.revision for one in client.heard[1].revisions] == [1]
+    assert client.heard[1].partial == []
     assert client.heard[1].ended == "COMPACTED"
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from kvorum import limits
 from kvorum_node.machine import Machine
+from kvorum_node.storage import layout
 from kvorum_node.watches import WatchHub
 from kvorumpb.v1.command_pb2 import (
     Command,
@@ -104,6 +105,8 @@ async def test_random_transactions_and_watchers_of_all_kinds(
     monkeypatch.setattr(limits, "MAX_WATCH_PENDING_REVISIONS", source.choice((1, 2, 8, 128)))
     monkeypatch.setattr(limits, "MAX_WATCH_SCAN_EVENTS", source.choice((1, 3, 1000)))
     monkeypatch.setattr(limits, "MAX_WATCH_MESSAGE_BYTES", source.choice((20, 100, 100_000)))
+    monkeypatch.setattr(limits, "MAX_WATCH_PART_BYTES", source.choice((1, 2, 100_000)))
+    monkeypatch.setattr(layout, "MIN_APART_BYTES", source.choice((2, 3, 100_000)))
     hub._cache._max_bytes = source.choice((0, 2_000, 1 << 20))
     model, clock = Model(machine), 1
     clients: list[tuple[Client, dict[str, Any], int]] = []

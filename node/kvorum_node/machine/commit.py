@@ -31,14 +31,14 @@ _PUT_AFTER_EXPIRE: Final = EventKind.PUT_AFTER_EXPIRE
 
 
 class Event(NamedTuple):  # made for every write: a frozen dataclass takes thrice as long
-    """A key has changed. The records lack their key."""
+    """A key has changed. The records are as they are stored: see records.py for what they lack."""
 
     kind: EventKind
     key: bytes
-    record: Record | None
+    record: bytes | None
     """What was put; None if it is gone."""
-    previous: Record | None
-    """What the key held before this event; a large value is not in it (records.complete)."""
+    previous: bytes | None
+    """What the key held before this event; None if nothing."""
 
 
 class UniqueViolation(OperationFailed):
@@ -68,21 +68,29 @@ def commit(working: Working) -> list[Event]:
         data, before = working.stored(key)
         if before is None and record is None:
             continue  # put and deleted
+        kept = None if record is None else records.keep(record, key, working.tables.values)
         if key not in working.touched:
-            _happen(working, events, key, before, record)
+            has_expired = before is not None and working.has_expired(before)
+            _happen(working, events, key, data or None, kept, has_expired=has_expired)
             keys.put(layout.version_key(key, revision), data)
-        _store(working, key, before, record)
+        _store(working, key, before, record, kept)
     for key, state in working.limits.items():
         _store_limit(working, key, state)
     return events
 
 
 def _happen(
-    working: Working, events: list[Event], key: bytes, before: Record | None, after: Record | None
+    working: Working,
+    events: list[Event],
+    key: bytes,
+    before: bytes | None,
+    after: bytes | None,
+    *,
+    has_expired: bool,
 ) -> None:
     """Add what has happened to the key: at most an expiry and one change."""
     kind = _PUT if after is not None else _DELETE
-    if before is not None and working.has_expired(before):
+    if has_expired:
         _add(working, events, Event(_EXPIRE, key, None, before))
         if after is None:
             return
@@ -98,11 +106,14 @@ def _add(working: Working, events: list[Event], event: Event) -> None:
     events.append(event)
 
 
-def _store(working: Working, key: bytes, before: Record | None, after: Record | None) -> None:
-    if after is None:
+def _store(
+    working: Working, key: bytes, before: Record | None, after: Record | None, kept: bytes | None
+) -> None:
+    """Put the record, which is stored as `kept`, and all that follows from it but history."""
+    if kept is None:
         working.tables.data.delete(key)
     else:
-        working.tables.data.put(key, records.keep(after, key, working.tables.values))
+        working.tables.data.put(key, kept)
     expired_at = 0 if before is None else before.expire_time_ms
     expires_at = 0 if after is None else after.expire_time_ms
     if expired_at != expires_at:

@@ -41,8 +41,8 @@ class History:
             at, number = layout.split_history_key(stored)
             yield PastEvent(at, number, *layout.decode_event(event))
 
-    def put_at(self, key: bytes, revision: int) -> Record | None:
-        """What was put at the revision, without its key; None if that is not kept.
+    def put_at(self, key: bytes, revision: int) -> bytes | None:
+        """What was put at the revision, as it is stored; None if that is not kept.
 
         If the key was touched since, with the expiry of then.
         """
@@ -51,22 +51,19 @@ class History:
             record = Record()
             records.load(record, key, data)
             if record.revision == revision:
-                return records.complete(record, key, self._tables.values)
+                return data
         after = self._tables.keys.scan(
             layout.version_key(key, revision + 1), layout.version_key(key, 2**64 - 1)
         )
-        return self._loaded(key, next((data for _, data in after), None))
+        return next((data for _, data in after), None) or None
 
-    def before(self, key: bytes, revision: int) -> Record | None:
-        """What the key held before the revision, which has changed it; without its key."""
-        return self._loaded(key, self._tables.keys.get(layout.version_key(key, revision)))
+    def before(self, key: bytes, revision: int) -> bytes | None:
+        """What the key held before the revision, which has changed it, as it is stored."""
+        return self._tables.keys.get(layout.version_key(key, revision)) or None
 
-    def _loaded(self, key: bytes, data: bytes | None) -> Record | None:
-        if not data:
-            return None
-        record = Record()
-        records.load(record, key, data)
-        return records.complete(record, key, self._tables.values)
+    def value_of(self, record: Record, key: bytes) -> bytes:
+        """The value of a record that is kept, which lies by itself. Raises StorageError."""
+        return records.value_apart(record, key, self._tables.values)
 
 
 def require_readable(revision: int, oldest: int, newest: int) -> None:

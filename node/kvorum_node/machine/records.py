@@ -38,15 +38,20 @@ def read(key: bytes, stored: bytes) -> Record:
 def complete(record: Record, key: bytes, values: Table) -> Record:
     """Fetch the value, if it lies by itself. Returns the record. Raises StorageError."""
     if record.value_apart:
-        value = values.get(layout.version_key(key, record.revision))
-        if value is None:
-            raise StorageError(
-                f"the value of {key[:48]!r} at revision {record.revision} is not there: the disk"
-                " has lost it; replace this node"
-            )
-        record.value = value
+        record.value = value_apart(record, key, values)
         record.ClearField("value_apart")
     return record
+
+
+def value_apart(record: Record, key: bytes, values: Table) -> bytes:
+    """The value of a record, which lies by itself. Raises StorageError."""
+    value = values.get(layout.version_key(key, record.revision))
+    if value is None:
+        raise StorageError(
+            f"the value of {key[:48]!r} at revision {record.revision} is not there: the disk"
+            " has lost it; replace this node"
+        )
+    return value
 
 
 def keep(record: Record, key: bytes, values: Table) -> bytes:

@@ -3,6 +3,8 @@
 Only a cache: what is not in it is in history. Bounded in bytes.
 """
 
+from collections import deque
+
 from kvorum import limits
 from kvorum_node.machine import Transition
 
@@ -13,8 +15,10 @@ _EVENT_BYTES = 400
 class Cache:
     def __init__(self, max_bytes: int = limits.MAX_WATCH_CACHE_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._kept: dict[int, tuple[Transition, int]] = {}
-        """By revision, which is also their order: the transition, and its bytes."""
+        self._kept: dict[int, Transition] = {}
+        """By revision."""
+        self._sizes: deque[tuple[int, int]] = deque()
+        """Revisions in their order, and the bytes of each."""
         self._bytes = 0
 
     @property
@@ -25,26 +29,23 @@ class Cache:
         return len(self._kept)
 
     def add(self, transition: Transition) -> None:
-        if any(one.previous is not None and one.previous.value_apart for one in transition.events):
-            return  # history fetches such a value when it is told
         size = 0
-        for event in transition.events:
-            size += _EVENT_BYTES + len(event.key)
-            for record in (event.record, event.previous):
-                if record is not None:
-                    size += record.ByteSize()
+        for _, key, record, previous in transition.events:
+            size += _EVENT_BYTES + len(key) + len(record or b"") + len(previous or b"")
         if size > self._max_bytes:
             return
-        self._kept[transition.revision] = (transition, size)
+        self._kept[transition.revision] = transition
+        self._sizes.append((transition.revision, size))
         self._bytes += size
         while self._bytes > self._max_bytes:
-            oldest = next(iter(self._kept))
-            self._bytes -= self._kept.pop(oldest)[1]
+            oldest, size = self._sizes.popleft()
+            del self._kept[oldest]
+            self._bytes -= size
 
     def get(self, revision: int) -> Transition | None:
-        kept = self._kept.get(revision)
-        return None if kept is None else kept[0]
+        return self._kept.get(revision)
 
     def clear(self) -> None:
         self._kept.clear()
+        self._sizes.clear()
         self._bytes = 0

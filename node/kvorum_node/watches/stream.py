@@ -188,11 +188,12 @@ class WatchStream:
 
     def _tell(self, watch: Watch, response: WatchResponse) -> int:
         """Add what comes next of the watch; returns about how many bytes that was."""
-        size = 0
+        size, before = 0, len(response.updates)
         if watch.pending:
             try:
                 size = self._hub.tell(watch, response)
             except KvorumError as error:
+                del response.updates[before:]
                 self._forget(watch)
                 response.updates.append(WatchUpdate(watch_id=watch.id, ended=to_status(error)))
                 return 0
