@@ -108,7 +108,7 @@ MIN_WATCH_PENDING_REVISIONS: Final = 64
 MAX_WATCH_CACHE_BYTES: Final = 16 * MIB
 """Of the newest changes, which a node tells of without reading them from history."""
 MAX_WATCH_MESSAGE_BYTES: Final = 256 * KIB
-"""Where updates that share a message end; a single larger change is a message alone."""
+"""A message that has so much takes no more updates; the last one of it may be larger."""
 MAX_WATCH_PART_BYTES: Final = 4 * MIB
 """Values in one message: a larger change comes in parts, so that a slow client costs no more."""
 MAX_WATCH_UPDATES: Final = 256

@@ -87,6 +87,21 @@ async def test_of_a_large_value_the_cache_has_only_the_place(
     assert len(large.record.value) == len(small.previous.value) == 20 * limits.MIB
 
 
+async def test_what_waits_shares_a_message(machine: Machine, hub: WatchHub) -> None:
+    client = Client(hub)
+    client.keep_responses = True
+    await client.begin(1)
+    await client.begin(2, key=b"b")
+    await client.read()
+    count = limits.MAX_WATCH_UPDATES
+    for _ in range(count - 1):
+        write(machine, put(b"a"))
+    write(machine, put(b"b"))
+    await client.read_until(count)
+    assert [len(one.updates) for one in client.responses] == [2, count, 1]
+    assert [one.watch_id for one in client.responses[1].updates][:3] == [1, 2, 1]  # by turns
+
+
 async def test_thousands_of_watches_cost_a_write_nothing_that_do_not_want_it(
     machine: Machine, hub: WatchHub
 ) -> None:

@@ -6,7 +6,7 @@ takes the answers.
 """
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final
 
 from google.rpc.status_pb2 import Status
@@ -33,9 +33,9 @@ class WatchStream:
         self._watches: dict[int, Watch] = {}
         self._notices: deque[WatchUpdate] = deque()
         """What is said before any changes are told."""
-        self._ready: dict[Watch, None] = {}
+        self._ready: OrderedDict[Watch, None] = OrderedDict()
         """Those that have something to be told, by turns."""
-        self._due: dict[Watch, None] = {}
+        self._due: OrderedDict[Watch, None] = OrderedDict()
         """Those that are to say how far they have come."""
         self._by_interval: dict[int, dict[Watch, None]] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
@@ -170,17 +170,15 @@ class WatchStream:
         if len(self._notices) < _MAX_NOTICES:
             self._drained.set()
         size = 0
-        for _ in range(min(len(self._ready), limits.MAX_WATCH_UPDATES)):
-            watch = next(iter(self._ready))
-            del self._ready[watch]
-            size += self._tell(watch, response)
-            if size >= limits.MAX_WATCH_MESSAGE_BYTES:
+        for _ in range(limits.MAX_WATCH_UPDATES):
+            if not self._ready or size >= limits.MAX_WATCH_MESSAGE_BYTES:
                 break
+            watch, _ = self._ready.popitem(last=False)
+            size += self._tell(watch, response)
         if self._due and not self._hub.vouches():
             self._due.clear()
         while self._due and len(response.updates) < 2 * limits.MAX_WATCH_UPDATES:
-            watch = next(iter(self._due))
-            del self._due[watch]
+            watch, _ = self._due.popitem(last=False)
             progress = self._hub.progress(watch)
             if progress is not None:
                 response.updates.append(WatchUpdate(watch_id=watch.id, progress=progress))
