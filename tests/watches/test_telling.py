@@ -331,3 +331,24 @@ async def test_who_hears_no_leader_says_nothing_of_its_own_accord(
     node.hears_leader = True
     await reading
     assert client.heard[1].progress == [0]
+
+
+async def test_streams_that_speak_much_speak_together(
+    hub: WatchHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One alone hardly waits, and of many each waits longer, until the same moment."""
+    streams = [hub.open_stream() for _ in range(40)]
+    now = 1000.0101
+    loop = asyncio.get_running_loop()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "time", lambda: now)
+        assert now < hub.silent_until(streams[0]) < now + 0.004
+        until = {hub.silent_until(stream) for stream in streams}
+        last = max(until)
+        assert now + 0.02 < last <= now + 0.05
+        assert len(until) < 6
+        now = last - 0.0005  # a timer may fire too early
+        [again] = {hub.silent_until(stream) for stream in streams}
+        assert again == pytest.approx(last + 0.048)
+        now += 1.0
+        assert hub.silent_until(streams[0]) < now + 0.004

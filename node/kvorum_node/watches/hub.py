@@ -6,6 +6,7 @@ but for the walk through history, which lets the event loop go on after each sli
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -33,8 +34,11 @@ PATIENCE_SECONDS: Final = 1.0
 """How long a watch waits for a revision that this node has not reached: the leader may be ahead."""
 
 _SPEAKING_SECONDS: Final = 0.1
-_PAUSE_SECONDS: Final = 0.001
-_MAX_PAUSE_SECONDS: Final = 0.05
+_MIN_PAUSE_SECONDS: Final = 0.0015
+_MAX_PAUSE_SECONDS: Final = 0.048
+"""Twice the shortest, doubled some times: so all pauses can end at the same beats."""
+_TIMER_SECONDS: Final = 0.001
+"""How much too early a timer may fire."""
 
 
 class WatchHub:
@@ -69,7 +73,7 @@ class WatchHub:
         self._watches: dict[Watch, None] = {}
         self._early: dict[Watch, asyncio.TimerHandle] = {}
         self._streams: dict[WatchStream, None] = {}
-        self._speaking: dict[WatchStream, float] = {}
+        self._speaking: OrderedDict[WatchStream, float] = OrderedDict()
         """Those that have said something lately, and when; the latest is the last."""
         self._budget = Budget()
         self._cache = Cache()
@@ -211,18 +215,22 @@ class WatchHub:
         for stream in tuple(self._streams):
             stream.close(self._closed)
 
-    def pause(self, stream: WatchStream) -> float:
-        """How many seconds the stream, which is about to speak, waits before it speaks again.
+    def silent_until(self, stream: WatchStream) -> float:
+        """When the stream, which is about to speak, may speak again, in the time of the loop.
 
         A message costs as much as ten changes in it. So the more streams speak, the longer
         each of them collects: together they send about as many messages, whatever happens.
+        Pauses end at common beats, as messages that leave together cost all sides half as much.
         """
         now, speaking = asyncio.get_running_loop().time(), self._speaking
-        speaking.pop(stream, None)
         speaking[stream] = now
+        speaking.move_to_end(stream)
         while speaking[next(iter(speaking))] < now - _SPEAKING_SECONDS:
-            del speaking[next(iter(speaking))]
-        return min(len(speaking) * _PAUSE_SECONDS, _MAX_PAUSE_SECONDS)
+            speaking.popitem(last=False)
+        pause = _MIN_PAUSE_SECONDS
+        while pause < min(len(speaking) * _MIN_PAUSE_SECONDS, _MAX_PAUSE_SECONDS):
+            pause *= 2
+        return ((now + _TIMER_SECONDS) // pause + 1) * pause
 
     @property
     def count(self) -> int:

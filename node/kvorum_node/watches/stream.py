@@ -71,7 +71,7 @@ class WatchStream:
             response = self._fill()
             if response.updates:
                 if not self._ready:  # who has more to say has collected enough
-                    self._silent_until = loop.time() + self._hub.pause(self)
+                    self._silent_until = self._hub.silent_until(self)
                 return response
             if self._is_closed:
                 return None
