@@ -6,6 +6,7 @@ and one comparison for each distinct range: never one for each watch.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, Generic, TypeAlias, TypeVar, assert_never
 
 from kvorum_node.storage.layout import EventKind
@@ -32,10 +33,16 @@ CHANGE_KINDS: Final = tuple(
 class Exact:
     key: bytes
 
+    def covers(self, key: bytes) -> bool:
+        return key == self.key
+
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
     prefix: bytes
+
+    def covers(self, key: bytes) -> bool:
+        return key.startswith(self.prefix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,9 @@ class Range:
     start: bytes
     end: bytes | None
     """Excluded; None is beyond the last key."""
+
+    def covers(self, key: bytes) -> bool:
+        return self.start <= key and (self.end is None or key < self.end)
 
 
 Selection: TypeAlias = Exact | Prefix | Range
@@ -63,24 +73,17 @@ def selection_of(begin: BeginWatch) -> Selection:
             assert_never(unexpected)
 
 
-def covers(selection: Selection, key: bytes) -> bool:
-    match selection:
-        case Exact(wanted):
-            return key == wanted
-        case Prefix(prefix):
-            return key.startswith(prefix)
-        case Range(start, end):
-            return start <= key and (end is None or key < end)
-
-
 def kinds_of(begin: BeginWatch) -> tuple[bool, ...]:
     """By the kind of an event, whether the request wants to hear of it."""
-    left_out = {
-        Change.PUT: begin.no_puts,
-        Change.DELETE: begin.no_deletes,
-        Change.EXPIRE: begin.no_expiries,
-    }
-    return tuple(kind in left_out and not left_out[kind] for kind in CHANGE_KINDS)
+    return _kinds(
+        puts=not begin.no_puts, deletes=not begin.no_deletes, expiries=not begin.no_expiries
+    )
+
+
+@cache  # one for all watches that want the same
+def _kinds(*, puts: bool, deletes: bool, expiries: bool) -> tuple[bool, ...]:
+    wanted = {Change.PUT: puts, Change.DELETE: deletes, Change.EXPIRE: expiries}
+    return tuple(wanted.get(kind, False) for kind in CHANGE_KINDS)
 
 
 class Index(Generic[T]):
@@ -89,9 +92,7 @@ class Index(Generic[T]):
     def __init__(self) -> None:
         self._exact: dict[bytes, dict[T, None]] = {}
         self._prefixes: dict[int, dict[bytes, dict[T, None]]] = {}
-        """By length, then by prefix."""
-        self._lengths: list[int] = []
-        """Of the prefixes, from the shortest."""
+        """By length, from the shortest, then by prefix."""
         self._ranges: dict[tuple[bytes, bytes | None], dict[T, None]] = {}
 
     def add(self, selection: Selection, one: T) -> None:
@@ -102,7 +103,7 @@ class Index(Generic[T]):
                 by_prefix = self._prefixes.get(len(prefix))
                 if by_prefix is None:
                     by_prefix = self._prefixes[len(prefix)] = {}
-                    self._lengths = sorted(self._prefixes)
+                    self._prefixes = dict(sorted(self._prefixes.items()))
                 by_prefix.setdefault(prefix, {})[one] = None
             case Range(start, end):
                 self._ranges.setdefault((start, end), {})[one] = None
@@ -118,7 +119,6 @@ class Index(Generic[T]):
                 _discard(by_prefix, prefix, one)
                 if not by_prefix:
                     del self._prefixes[len(prefix)]
-                    self._lengths = sorted(self._prefixes)
             case Range(start, end):
                 _discard(self._ranges, (start, end), one)
 
@@ -128,10 +128,10 @@ class Index(Generic[T]):
         group = self._exact.get(key)
         if group is not None:
             found.append(group)
-        for length in self._lengths:
+        for length, by_prefix in self._prefixes.items():
             if length > len(key):
                 break
-            group = self._prefixes[length].get(key[:length])
+            group = by_prefix.get(key[:length])
             if group is not None:
                 found.append(group)
         for (start, end), group in self._ranges.items():

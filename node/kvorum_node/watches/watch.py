@@ -18,7 +18,7 @@ from google.rpc.status_pb2 import Status
 
 from kvorum import limits
 from kvorum_node.storage.layout import EventKind
-from kvorum_node.watches.selection import covers, kinds_of, selection_of
+from kvorum_node.watches.selection import kinds_of, selection_of
 from kvorumpb.v1.watch_pb2 import BeginWatch, WatchUpdate
 
 
@@ -94,9 +94,9 @@ class Watch:
     @property
     def is_full(self) -> bool:
         count = len(self.pending)
-        return count >= limits.MAX_WATCH_PENDING_REVISIONS or (
-            count >= limits.MIN_WATCH_PENDING_REVISIONS
-            and self.budget.noted >= limits.MAX_PENDING_REVISIONS
+        return count >= limits.MIN_WATCH_PENDING_REVISIONS and (
+            count >= limits.MAX_WATCH_PENDING_REVISIONS
+            or self.budget.noted >= limits.MAX_PENDING_REVISIONS
         )
 
     @property
@@ -113,7 +113,7 @@ class Watch:
         self.pending.clear()
 
     def wants(self, kind: EventKind, key: bytes) -> bool:
-        return self.kinds[kind] and covers(self.selection, key)
+        return self.kinds[kind] and self.selection.covers(key)
 
     def note(self, revision: int) -> bool:
         """It is to be told of the revision, once. False if that has no room."""
