@@ -2,9 +2,10 @@
 
 Prints figures and asserts none. Writers and watchers are processes of their own. Each
 watcher has a prefix of its own; one more watches everything, and never reads. On a machine
-with few cores, the watchers' own work slows the writers: so the node's CPU counts as well.
+with few cores, the watchers' own work slows the writers: so the CPU of each counts as well,
+and what a change that is told costs the node is the difference of two rounds side by side.
 
-    python -m tests.bench.watch [--watches 10000] [--seconds 5]
+    python -m tests.bench.watch [--watches 10000] [--streams 20] [--seconds 5]
 """
 
 import asyncio
@@ -33,7 +34,6 @@ from kvorumpb.v1.watch_pb2 import BeginWatch, WatchRequest, WatchResponse
 from tests.bench.throughput import Figure, measure
 from tests.support.node_processes import nodes_of
 
-STREAMS = 20
 IN_FLIGHT = 64
 ROUNDS = 3
 VALUE = b"v" * 256
@@ -44,13 +44,16 @@ class Beside:
     """What writers got, and what it cost the node."""
 
     figure: Figure
-    cpu_us: float
+    node_us: float
+    """Of the node's CPU, a write."""
+    watchers_us: float
     rss_mib: float
 
     def __str__(self) -> str:
         return (
-            f"{self.figure.per_second:,.0f} writes/s, p99 {self.figure.p99_ms:.1f} ms,"
-            f" {self.cpu_us:.0f} us of the node's CPU a write, {self.rss_mib:.0f} MiB"
+            f"{self.figure.per_second:,.0f} writes/s, p99 {self.figure.p99_ms:.1f} ms, CPU a write:"
+            f" node {self.node_us:.0f} us, watchers {self.watchers_us:.0f} us;"
+            f" {self.rss_mib:.0f} MiB"
         )
 
 
@@ -62,7 +65,7 @@ def open_stream(channel: Any) -> Any:
     )()
 
 
-async def watch_all(address: str, watches: int) -> None:
+async def watch_all(address: str, watches: int, streams: int) -> None:
     """Hold the watches; say "ready" when all have begun, and what was heard at the end of stdin."""
     channel = connect(address)
     begun = changes = 0
@@ -77,12 +80,12 @@ async def watch_all(address: str, watches: int) -> None:
     async def begin(number: int) -> None:
         stream = open_stream(channel)
         tasks.append(asyncio.create_task(read(stream)))
-        for one in range(number, watches, STREAMS):
+        for one in range(number, watches, streams):
             request = BeginWatch(watch_id=one, prefix=b"w:%06d:" % one)
             await stream.write(WatchRequest(begin=request))
 
     tasks: list[asyncio.Task[None]] = []
-    await asyncio.gather(*(begin(number) for number in range(STREAMS)))
+    await asyncio.gather(*(begin(number) for number in range(streams)))
     while begun < watches:  # noqa: ASYNC110 - of very many streams
         await asyncio.sleep(0.01)
     idle = open_stream(channel)
@@ -98,9 +101,10 @@ async def watch_all(address: str, watches: int) -> None:
 
 
 @asynccontextmanager
-async def watching(address: str, watches: int) -> AsyncIterator[Process]:
+async def watching(address: str, watches: int, streams: int) -> AsyncIterator[Process]:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "tests.bench.watch", "--hold", address, "--watches", str(watches),
+        sys.executable, "-m", "tests.bench.watch", "--hold", address,
+        "--watches", str(watches), "--streams", str(streams),
         stdin=PIPE, stdout=PIPE,
     )  # fmt: skip
     assert process.stdin is not None
@@ -117,7 +121,12 @@ async def watching(address: str, watches: int) -> AsyncIterator[Process]:
             process.kill()
 
 
-async def writers(watches: int, seconds: float) -> None:
+def cpu_seconds(process: psutil.Process) -> float:
+    times: float = sum(process.cpu_times()[:2])
+    return times
+
+
+async def writers(watches: int, streams: int, seconds: float) -> None:
     with tempfile.TemporaryDirectory(prefix="kvorum-bench-") as directory:
         cluster = LocalCluster(Path(directory))
         try:
@@ -133,27 +142,39 @@ async def writers(watches: int, seconds: float) -> None:
                 async def unwanted(_: int) -> None:
                     await kv.put(f"x:{random.randrange(watches):06}:k", VALUE)
 
-                async def figure(write: Callable[[int], Awaitable[None]]) -> Beside:
-                    begun = process.cpu_times()
+                async def figure(
+                    write: Callable[[int], Awaitable[None]], *watchers: psutil.Process
+                ) -> Beside:
+                    begun = [cpu_seconds(one) for one in (process, *watchers)]
                     writes = await kv.put("counted", VALUE)
                     measured = await measure(write, IN_FLIGHT, seconds)
                     writes = await kv.put("counted", VALUE) - writes
-                    ended = process.cpu_times()
-                    cpu = ended.user + ended.system - begun.user - begun.system
-                    return Beside(measured, cpu / writes * 1e6, process.memory_info().rss / MIB)
+                    ended = [cpu_seconds(one) for one in (process, *watchers)]
+                    node_us, *others_us = (
+                        (end - begin) / writes * 1e6
+                        for begin, end in zip(begun, ended, strict=True)
+                    )
+                    rss_mib = process.memory_info().rss / MIB
+                    return Beside(measured, node_us, sum(others_us), rss_mib)
 
                 await figure(wanted)
+                told: list[float] = []
                 for _ in range(ROUNDS):
                     alone = await figure(wanted)
                     print(f"  without watches: {alone}")
-                    async with watching(node.address, watches):
+                    async with watching(node.address, watches, streams) as watcher:
+                        watchers = psutil.Process(watcher.pid)
                         held = process.memory_info().rss / MIB
                         await figure(unwanted)  # until the one that never reads takes no more
                         print(f"  {watches:,} watches and one that never reads: {held:.0f} MiB")
+                        costs = []
                         for name, write in (("none", unwanted), ("one", wanted)):
-                            beside = await figure(write)
+                            beside = await figure(write, watchers)
+                            costs.append(beside.node_us)
                             ratio = beside.figure.per_second / alone.figure.per_second
                             print(f"    each write wanted by {name}: {beside}, ratio {ratio:.2f}")
+                        told.append(costs[1] - costs[0])
+                print(f"  a change that is told: {median(told):.0f} us of the node's CPU")
         finally:
             await cluster.down(wipe=True)
 
@@ -193,19 +214,20 @@ async def delays(watches: int, writes: int) -> None:
 
 def main(
     watches: Annotated[int, typer.Option(help="Beside the writers.")] = 10_000,
+    streams: Annotated[int, typer.Option(help="That share the watches.")] = 20,
     seconds: Annotated[float, typer.Option(help="Of each measurement.")] = 5.0,
     hold: Annotated[str, typer.Option(hidden=True)] = "",
 ) -> None:
     """Measure what watches cost."""
     if hold:
-        asyncio.run(watch_all(hold, watches))
+        asyncio.run(watch_all(hold, watches, streams))
         return
     load = os.getloadavg()[0]
     print(
         f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()},"
         f" load {load:.1f} before"
     )
-    asyncio.run(writers(watches, seconds))
+    asyncio.run(writers(watches, streams, seconds))
     asyncio.run(delays(100, 100))
 
 
