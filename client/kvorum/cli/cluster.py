@@ -280,7 +280,7 @@ def down(
     ] = False,
     directory: DirectoryOption = DEFAULT_DIRECTORY,
 ) -> None:
-    """Heal, and stop every node (SIGTERM; SIGKILL if it has not ended after 10 s)."""
+    """Heal, and stop every node (SIGTERM; SIGKILL if it has not ended after 25 s)."""
     cluster = _cluster(directory)
     names = [node.name for node in cluster.nodes]
     killed = _run_with_spinner("stopping the nodes", lambda: cluster.down(wipe=wipe))

@@ -80,8 +80,9 @@ __all__ = [
 
 START_SECONDS: Final = 30.0
 """How long nodes may take until they answer and a write has succeeded."""
-STOP_SECONDS: Final = 10.0
-"""How long a node may take to hand over, drain and flush before it is killed."""
+STOP_SECONDS: Final = 25.0
+"""How long a node may take to hand over, drain and flush before it is killed: longer than the bound
+that it keeps itself (termination.py)."""
 SIGNAL_SECONDS: Final = 5.0
 LOG_LINES: Final = 15
 
