@@ -165,7 +165,7 @@ async def test_without_a_leader_nobody_says_what_was_acknowledged(node: FakeClus
     node.answers["GetStatus"] = lambda: cluster_pb2.GetStatusResponse(name="n1")
     async with ClusterAdmin([node.address]) as admin:
         with pytest.raises(NoLeader):
-            await admin.confirmed_index(timeout=0.1)
+            await admin.confirmed_index(timeout=2.0)
     assert node.asked(kv_pb2.GetRequest) == []
 
 
