@@ -118,7 +118,7 @@ def scripts() -> list[Path]:
 def test_the_scripts_are_sound() -> None:
     linter = str(Path(sys.executable).parent / "shellcheck")
     ran = subprocess.run(
-        [linter, "--external-sources", "--source-path=SCRIPTDIR", *scripts()],
+        [linter, "--severity=style", "--external-sources", "--source-path=SCRIPTDIR", *scripts()],
         capture_output=True,
         text=True,
         check=False,

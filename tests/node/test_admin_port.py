@@ -55,6 +55,21 @@ async def port() -> AsyncIterator[str]:
     await asyncio.to_thread(opened.close)
 
 
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> ScriptedDisk:
+    """The disk of the log of whatever node is opened."""
+    scripted = ScriptedDisk()
+    open_storage = Storage.open
+
+    def opened(*arguments: Any, **settings: Any) -> Storage:
+        storage = open_storage(*arguments, **settings)
+        scripted.engine = storage.log
+        return replace(storage, log=scripted)
+
+    monkeypatch.setattr(Storage, "open", opened)
+    return scripted
+
+
 # A node's life.
 
 
@@ -216,21 +231,12 @@ async def test_a_blocked_event_loop_is_told_by_other_threads(
 
 
 async def test_a_disk_that_hangs_is_told_over_http(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, disk: ScriptedDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probes, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(
         server, "Probes", lambda name, **settings: Probes(name, **settings, stuck_seconds=0.5)
     )
-    disk = ScriptedDisk()
-    open_storage = Storage.open
-
-    def opened(*arguments: Any, **settings: Any) -> Storage:
-        storage = open_storage(*arguments, **settings)
-        disk.engine = storage.log
-        return replace(storage, log=disk)
-
-    monkeypatch.setattr(Storage, "open", opened)
     config = with_admin_port(tmp_path / "n1")
     async with serving(config) as (client, _):
         await until(config.admin_listen, "/readyz", 200)
@@ -244,20 +250,14 @@ async def test_a_disk_that_hangs_is_told_over_http(
 
 
 async def test_a_process_that_cannot_end_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    disk: ScriptedDisk,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     ended = threading.Event()
     monkeypatch.setattr("kvorum_node.termination.DRAIN_SECONDS", 0.3)
     monkeypatch.setattr("kvorum_node.termination.end_now", lambda status: ended.set())
-    disk = ScriptedDisk()
-    open_storage = Storage.open
-
-    def opened(*arguments: Any, **settings: Any) -> Storage:
-        storage = open_storage(*arguments, **settings)
-        disk.engine = storage.log
-        return replace(storage, log=disk)
-
-    monkeypatch.setattr(Storage, "open", opened)
     config = with_admin_port(tmp_path / "n1")
     async with serving(config) as (client, task):
         await until(config.admin_listen, "/readyz", 200)

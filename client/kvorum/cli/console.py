@@ -6,13 +6,16 @@ wrapped to a width that nobody sees.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TextIO
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from kvorum.errors import StorageError
 
 PIPE_WIDTH: Final = 10_000
 
@@ -35,6 +38,17 @@ def err() -> Console:
 def print_error(message: str) -> None:
     """Print `error: message` to stderr."""
     err().print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+
+
+@contextmanager
+def needing_node(doing: str) -> Iterator[None]:
+    """Around imports of what comes with the extra `node`: `StorageError` says how to get it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("kvorum"):
+            raise
+        raise StorageError(f"{doing} needs {error.name}: pip install 'kvorum[node]'") from None
 
 
 def new_table(*columns: str, numbers: Sequence[str] = (), cut: Sequence[str] = ()) -> Table:

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from kvorum.cli import console
 from kvorum.cli.data import JsonOption
-from kvorum.errors import InvalidArgument, StorageError
+from kvorum.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from kvorum_node.founding import Founded
@@ -61,13 +61,9 @@ def first_member(doing: str, name: str, advertise: str) -> "tuple[Any, NodeId, s
         StorageError: what it needs is not installed.
         InvalidArgument: the name or the address is none.
     """
-    try:
+    with console.needing_node(doing):
         from kvorum_node import founding  # noqa: PLC0415 - imports all of the node
         from kvorum_node.config import check_member_address, parse_name  # noqa: PLC0415 - same
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("kvorum"):
-            raise
-        raise StorageError(f"{doing} needs {error.name}: pip install 'kvorum[node]'") from None
     try:
         node = parse_name(name)
     except ValueError as error:

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from kvorum.cli import console
 from kvorum.cli.data import JsonOption
-from kvorum.errors import InvalidArgument, StorageError
+from kvorum.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from kvorum_node.survivor import Survivor
@@ -83,13 +83,9 @@ def recover(
 
     For when a majority of the voters is lost for good.
     """
-    try:
+    with console.needing_node("recovering"):
         from kvorum_node import survivor as module  # noqa: PLC0415 - imports all of the node
         from kvorum_node.config import check_member_address  # noqa: PLC0415 - of the node, too
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("kvorum"):
-            raise
-        raise StorageError(f"recovering needs {error.name}: pip install 'kvorum[node]'") from None
     try:
         address = check_member_address(advertise) if advertise else ""
     except ValueError as error:
