@@ -252,6 +252,8 @@ class Group:
         if ready.committed:
             proposals = self._waiters.proposals
             loop = asyncio.get_running_loop()
+            # The pauses between sweeps follow from the loop's clock, which a simulation owns; a
+            # figure decides nothing, and needs a finer one.
             began, exactly = loop.time(), clock()
             results = self.machine.apply(ready.committed, wanted=proposals.keys())
             self.apply_seconds = loop.time() - began
