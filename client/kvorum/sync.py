@@ -4,6 +4,7 @@ One event loop runs in one thread of its own, and carries out the calls of all
 threads, so that they share one connection and its batches.
 """
 
+import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -537,4 +538,13 @@ class SyncKV:
 
 
 async def _working(work: Callable[[KV], Awaitable[T]], kv: KV) -> T:
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - a coroutine that runs has one
+    task.add_done_callback(_hear)
     return await work(kv)
+
+
+def _hear(task: asyncio.Task[Any]) -> None:
+    """Take note of the error: who has cancelled the future asks for none, and none is logged."""
+    if not task.cancelled():
+        task.exception()

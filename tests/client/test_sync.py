@@ -1,6 +1,7 @@
 """The store for threads."""
 
 import asyncio
+import gc
 import inspect
 import os
 import signal
@@ -319,3 +320,24 @@ def test_an_async_function_runs_in_the_loop_of_the_store() -> None:
     with kvorum.open_sync("memory:") as kv:
         assert kv.run(work) == 3
         assert kv.submit(work).result(timeout=30) == 6
+
+
+def test_an_error_that_nobody_waits_for_any_more_is_not_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As asyncio would, for a task with an error that nobody has asked for."""
+    begun = threading.Event()
+
+    async def fail(_: KV) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise ValueError
+
+    with kvorum.open_sync("memory:") as kv:
+        future = kv.submit(fail)
+        assert begun.wait(timeout=30)
+        assert future.cancel()
+    gc.collect()
+    assert [record for record in caplog.records if record.name == "asyncio"] == []

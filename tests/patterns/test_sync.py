@@ -271,6 +271,9 @@ def test_whatever_a_function_raises_later_is_raised(raised: type[BaseException])
         function = here.function(fail)
         with pytest.raises(RuntimeError, match=raised.__name__):
             kv.submit(lambda _: function()).result(timeout=30)
+        for thread in threading.enumerate():  # its end, too, is reported by this test, not the next
+            if thread.name == "kvorum pattern":
+                thread.join(30)
 
 
 def test_what_is_no_iterable_is_refused(sync_kv: SyncKV) -> None:
