@@ -18,6 +18,7 @@ class LoopThread:
     def __init__(self) -> None:
         self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(_log_unless_too_late)
         self._stopping = asyncio.Event()
         self._lock = threading.Lock()
         self._stopped = False
@@ -82,3 +83,14 @@ class LoopThread:
         # What was submitted just before the stop ends by itself: the store is closed.
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
             await asyncio.wait(others)
+
+
+def _log_unless_too_late(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what no code has caught, but for one thing that happens and means nothing.
+
+    gRPC wakes all loops of a process that have channels, and all but one find nothing to do: it
+    lets them fail (grpc/grpc#25364). With two stores, that would be a traceback every few calls.
+    """
+    is_grpc = "PollerCompletionQueue._handle_events" in context["message"]
+    if not (is_grpc and isinstance(context.get("exception"), BlockingIOError)):
+        loop.default_exception_handler(context)

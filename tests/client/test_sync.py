@@ -32,6 +32,7 @@ from kvorum import (
     Watch,
 )
 from kvorum.backends import session
+from kvorum.cli.local_cluster import LocalCluster
 from kvorum.loop_thread import LoopThread
 from tests.client.conftest import Nodes, backend_of, target_of
 from tests.client.test_cluster import silent
@@ -125,6 +126,32 @@ def test_threads_share_the_store(blocking: SyncKV) -> None:
     with ThreadPoolExecutor(16) as pool:
         sums = list(pool.map(lambda _: blocking.add("n"), range(200)))
         assert sorted(sums) == list(range(1, 201))
+
+
+@pytest.mark.cluster
+def test_several_stores_of_a_process_log_nothing(
+    local_cluster: LocalCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """gRPC lets the loops fail that it has woken in vain."""
+    target = local_cluster.target
+    with (
+        kvorum.open_sync(target, timeout=30) as one,
+        kvorum.open_sync(target, timeout=30) as two,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        list(pool.map(lambda kv: [kv.get("k") for _ in range(200)], [one, two]))
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_what_fails_in_the_loop_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail_later(_: KV) -> None:
+        asyncio.get_running_loop().call_soon(lambda: 1 // 0)
+
+    with kvorum.open_sync("memory:") as kv:
+        kv.run(fail_later)
+    [record] = caplog.records
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
 
 
 async def test_threads_share_one_stream(nodes: Nodes) -> None:

@@ -196,7 +196,7 @@ async def test_a_failing_log_ends_the_loop_and_settles_whoever_waits(failure: St
         in_doubt = n1.submit(put(b"a"))
         await n1.said(AppendEntries, lambda one: bool(one.entries) and one.entries[-1].index == 2)
         disk.hold()
-        n1.submit(put(b"b")).add_done_callback(lambda one: one.exception())
+        n1.submit(put(b"b"))
         await eventually(lambda: disk.syncs_begun > disk.syncs_done)
         read = n1.read()
         queued = n1.submit(put(b"c"))

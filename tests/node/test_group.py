@@ -31,7 +31,7 @@ from kvorum_node.raft.types import Entry, EntryKind, GroupId, Index, NodeId, Set
 from kvorum_node.waiters import Write
 from kvorumpb.v1.command_pb2 import CommandBatch
 from tests.support.commands import add, put
-from tests.support.driven_node import DrivenNode
+from tests.support.driven_node import DrivenNode, may_fail
 from tests.support.eventually import eventually
 from tests.support.raft_messages import (
     accepted,
@@ -85,6 +85,7 @@ async def propose_change(n1: DrivenNode, *, deadline: float = 60) -> ChangeOfMem
     """Let n1 propose that n3 goes."""
     last = n1.raft.log.last_index
     change = n1.group.change_members([Remove(NodeId(3))], force=True, deadline=n1.now + deadline)
+    may_fail(change)
     await n1.said(AppendEntries, lambda one: bool(one.entries) and one.entries[-1].index > last)
     await n1.settle()
     return change
@@ -212,7 +213,7 @@ async def test_an_entry_carries_the_leaders_time_and_the_format() -> None:
     async with DrivenNode() as n1:
         await n1.lead()
         n1.clock_ms = 123_456
-        n1.submit(put(b"k")).add_done_callback(lambda one: one.exception())
+        n1.submit(put(b"k"))
         sent = await n1.said(AppendEntries, lambda one: one.previous.index == 1)
         [entry] = sent.entries
         batch = CommandBatch.FromString(entry.data)

@@ -115,7 +115,7 @@ async def test_only_the_leader_sweeps() -> None:
 async def test_it_goes_on_when_leadership_comes_back() -> None:
     async with DrivenNode() as n1:
         await n1.lead()
-        n1.submit(put_for(b"k", 100)).add_done_callback(lambda one: one.exception())
+        n1.submit(put_for(b"k", 100))
         await n1.settle()
         await n1.accept()
         async with kept(n1):

@@ -62,7 +62,7 @@ async def test_a_read_after_an_expiry_is_answered_with_the_log_time_that_says_so
 async def test_a_read_waits_until_the_time_is_committed() -> None:
     async with DrivenNode() as n1:
         await n1.lead()
-        n1.submit(put_for(b"t", 100)).add_done_callback(lambda one: one.exception())
+        n1.submit(put_for(b"t", 100))
         await n1.settle()
         await n1.accept()
         n1.clock_ms += 100
@@ -104,7 +104,7 @@ async def test_an_old_leader_that_expires_what_was_renewed_at_the_new_one() -> N
     """Cut off, n1 sees a lease run out by its clock: it tells nobody, and takes it back."""
     async with DrivenNode() as n1:
         await n1.lead()
-        n1.submit(put_for(b"lease", 100)).add_done_callback(lambda one: one.exception())
+        n1.submit(put_for(b"lease", 100))
         await n1.settle()
         await n1.accept()
         n1.clock_ms += 100
@@ -130,7 +130,7 @@ async def test_an_old_leader_that_expires_what_was_renewed_at_the_new_one() -> N
 async def test_a_read_fails_when_leadership_is_lost_while_it_waits_for_the_time() -> None:
     async with DrivenNode() as n1:
         await n1.lead()
-        n1.submit(put_for(b"t", 100)).add_done_callback(lambda one: one.exception())
+        n1.submit(put_for(b"t", 100))
         await n1.settle()
         await n1.accept()
         n1.clock_ms += 100
@@ -153,7 +153,7 @@ async def test_whoever_takes_over_goes_on_with_the_time_of_the_old_leader(skew_m
         await eventually(lambda: n1.group.machine.applied == 1)
         n1.clock_ms += 3_000
         await n1.lead()
-        n1.submit(put(b"k")).add_done_callback(lambda one: one.exception())
+        n1.submit(put(b"k"))
         await n1.settle()
         await n1.accept()
         assert abs(n1.group.machine.log_time_ms - (log_time_ms + 3_000)) <= 2

@@ -15,7 +15,7 @@ from kvorum_node.raft.types import Index, NodeId, Position, Term
 from kvorum_node.snapshots import Chunk, Header, SnapshotFailed
 from kvorum_node.storage.memory import MemoryEngine
 from tests.support.commands import entry, put, transaction
-from tests.support.driven_node import GROUP, DrivenNode
+from tests.support.driven_node import GROUP, DrivenNode, may_fail
 from tests.support.eventually import eventually
 from tests.support.raft_messages import append, heartbeat
 from tests.support.scripted_disk import ScriptedDisk
@@ -70,6 +70,7 @@ class Sender:
         self.receiving = asyncio.create_task(
             n1.driver.snapshots.receive(about or header(), self._stream())
         )
+        may_fail(self.receiving)
 
     async def _stream(self) -> AsyncIterator[Chunk]:
         for chunk in self._chunks:

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from kvorum_node.driver import LOG_MAX_ENTRIES, Driver
 from kvorum_node.group import Group
@@ -164,15 +164,20 @@ class DrivenNode:
     def submit(
         self, *operations: Operation, deadline: float | None = None, group: Group | None = None
     ) -> Write:
-        """Each operation as a transaction of its own, all of them as one submission."""
+        """Each operation as a transaction of its own, all of them as one submission.
+
+        A test need not ask how it ended.
+        """
         commands = CommandBatch(
             commands=[Command(transaction=Transaction(operations=[one])) for one in operations]
         )
-        return (group or self.group).submit(
+        write = (group or self.group).submit(
             commands.SerializeToString(),
             len(operations),
             deadline=self.now + NEVER_SECONDS if deadline is None else deadline,
         )
+        may_fail(write)
+        return write
 
     def read(self, *, deadline: float | None = None) -> Read:
         return self.group.read(deadline=self.now + NEVER_SECONDS if deadline is None else deadline)
@@ -223,3 +228,8 @@ class DrivenNode:
         through = self.raft.log.last_index if index is None else index
         self.hear(accepted(self.raft.term, through))
         await eventually(lambda: self.group.machine.applied >= through)
+
+
+def may_fail(future: asyncio.Future[Any]) -> None:
+    """Nobody need ask how it ended, and asyncio does not complain."""
+    future.add_done_callback(lambda one: one.cancelled() or one.exception())
