@@ -2,8 +2,8 @@
 
 Prints figures and asserts none. Puts are measured while nothing expires, then from the second
 on in which all records expire, until none of them is stored any more, and again when that is
-over. What else runs on the machine changes within minutes: so the ratios are to the median of
-what was measured before and after.
+over. Each phase is long enough for the compactions that puts alone bring, and the ratios are
+to all puts together that were measured while nothing expired.
 
     python -m tests.bench.expiry [--records 1000000] [--within 240] [--in-flight 64]
 """
@@ -15,14 +15,13 @@ import time
 from collections.abc import Awaitable
 from itertools import count
 from pathlib import Path
-from statistics import median
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import grpc.aio
 import typer
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 
 import kvorum
 from kvorum import KV
@@ -36,7 +35,7 @@ from tests.support.wire_client import WireClient
 TRANSACTION_RECORDS = 1000
 SLICE_SECONDS = 10.0
 """Each slice is a row."""
-QUIET_SLICES = 3
+QUIET_SLICES = 6
 """Before, and after."""
 QUIET_MS = round((QUIET_SLICES + 1) * SLICE_SECONDS * 1000)
 """From when the records are written until they expire."""
@@ -44,6 +43,8 @@ MAX_SECONDS = 1200.0
 """Of the time in which records are removed."""
 SPREAD_MS = 1000
 PREFIX = b"expiring:"
+Row: TypeAlias = tuple[str, Figure]
+COLUMNS = ("puts/s", "p50 ms", "p99 ms", "times the quiet p99")
 
 
 async def load(client: WireClient, records: int, size: int, within_ms: int) -> int:
@@ -87,40 +88,44 @@ async def bench(
     cluster: LocalCluster, records: int, size: int, within: int, in_flight: int
 ) -> Table:
     value = os.urandom(size)
-    quiet: list[Figure] = []
-    rows: list[tuple[str, Figure]] = []
+    busy: list[Row] = []
     numbers = count()
     addresses = [node.address for node in cluster.nodes]
     async with ClusterAdmin(addresses) as admin, kvorum.open(cluster.target, type="bytes") as kv:
 
-        async def measure_slice(title: str) -> Figure:
-            def put(_: int) -> Awaitable[object]:
-                return kv.put(f"other:{next(numbers) % 10_000}", value)
-
-            figure = await measure(put, in_flight, SLICE_SECONDS)
-            rows.append((title, figure))
-            return figure
+        def put(_: int) -> Awaitable[object]:
+            return kv.put(f"other:{next(numbers) % 10_000}", value)
 
         client = WireClient(await admin.find_leader())
         try:
             due_ms = await load(client, records, size, within * 1000)
         finally:
             await client.close()
-        quiet += [await measure_slice("before") for _ in range(QUIET_SLICES)]
+        before = [
+            ("before", await measure(put, in_flight, SLICE_SECONDS)) for _ in range(QUIET_SLICES)
+        ]
         while (await admin.status(await admin.find_leader())).log_time_ms < due_ms + SPREAD_MS:
             await kv.put("other:0", value)
         began = time.perf_counter()
         while (at := time.perf_counter() - began) < MAX_SECONDS and await any_stored(admin, kv):
-            await measure_slice(f"while expiring, from {at:.0f} s on")
-        quiet += [await measure_slice("after") for _ in range(QUIET_SLICES)]
-    usual = median(figure.p99_ms for figure in quiet)
-    table = Table(title=f"{records:,} records of {size} bytes expire, {in_flight} puts in flight")
-    for column in ("", "puts/s", "p50 ms", "p99 ms", "times the quiet p99"):
-        table.add_column(column, justify="right")
-    for title, figure in rows:
-        figures = (figure.p50_ms, figure.p99_ms, figure.p99_ms / usual)
-        table.add_row(title, f"{figure.per_second:,.0f}", *(f"{one:.2f}" for one in figures))
+            title = f"expiring, from {at:.0f} s on"
+            busy.append((title, await measure(put, in_flight, SLICE_SECONDS)))
+        after = [
+            ("after", await measure(put, in_flight, SLICE_SECONDS)) for _ in range(QUIET_SLICES)
+        ]
+    table = table_of(before, busy, after)
+    table.title = f"{records:,} records of {size} bytes expire, {in_flight} puts in flight"
     table.caption = f"nothing of them was stored any more after {at:.0f} s"
+    return table
+
+
+def table_of(before: list[Row], busy: list[Row], after: list[Row]) -> Table:
+    table = Table("", *(Column(name, justify="right") for name in COLUMNS))
+    usual, disturbed = (Figure.of_all([one for _, one in rows]) for rows in (before + after, busy))
+    totals = ("all while nothing expires", usual), ("all while expiring", disturbed)
+    for title, figure in (*before, *busy, *after, *totals):
+        cells = (figure.p50_ms, figure.p99_ms, figure.p99_ms / usual.p99_ms)
+        table.add_row(title, f"{figure.per_second:,.0f}", *(f"{one:.2f}" for one in cells))
     return table
 
 

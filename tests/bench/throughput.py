@@ -12,9 +12,9 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from statistics import quantiles
 from typing import Annotated
@@ -31,9 +31,27 @@ IN_FLIGHT = (1, 16, 64, 256, 1024)
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    per_second: float
-    p50_ms: float
-    p99_ms: float
+    took: Sequence[float]
+    """In seconds, of each call."""
+    seconds: float
+
+    @classmethod
+    def of_all(cls, parts: Collection["Figure"]) -> "Figure":
+        """The same of all of them together, as if it had been measured once."""
+        took = list(chain.from_iterable(part.took for part in parts))
+        return cls(took, sum(part.seconds for part in parts))
+
+    @property
+    def per_second(self) -> float:
+        return len(self.took) / self.seconds
+
+    @property
+    def p50_ms(self) -> float:
+        return quantiles(self.took, n=100)[49] * 1000
+
+    @property
+    def p99_ms(self) -> float:
+        return quantiles(self.took, n=100)[98] * 1000
 
 
 async def measure(
@@ -55,8 +73,7 @@ async def measure(
     async with asyncio.TaskGroup() as tasks:
         for _ in range(in_flight):
             tasks.create_task(caller())
-    centiles = quantiles(took, n=100)
-    return Figure(len(took) / (clock() - begin), centiles[49] * 1000, centiles[98] * 1000)
+    return Figure(took, clock() - begin)
 
 
 async def bench(target: str, seconds: float, size: int) -> Table:
