@@ -57,6 +57,7 @@ class Faults:
     def heal(self) -> None:
         """End all faults, and begin no more."""
         self._over = True
+        self._operators.go_home()
         for number in sorted(self._open):
             self._end(number)
 

@@ -39,6 +39,14 @@ class Operators:
     def __init__(self, around: Surroundings) -> None:
         self.counts: Counter[str] = Counter()
         self._around = around
+        self._at_work = True
+
+    def go_home(self) -> None:
+        """Ask for nothing any more, not even for what was decided and is not said yet.
+
+        Who is chosen to stay dead is so by the configurations of that moment.
+        """
+        self._at_work = False
 
     def change_members(self, leader: Process, random: Random) -> None:
         """Ask the leader for a change, and start the nodes that it adds."""
@@ -77,6 +85,8 @@ class Operators:
         return random.choice(kinds)()
 
     def _ask(self, leader: Process, changes: list[Change], force: bool) -> None:
+        if not self._at_work:
+            return
         self._around.note("change of members", leader.host, changes, force)
         try:
             change = leader.group.change_members(
