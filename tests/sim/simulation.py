@@ -149,6 +149,8 @@ class Simulation:
             self.failed, self.oracle, self.founders, now_us=lambda: self.scheduler.now_us
         )
         self._truth = plan.random("wire")
+        self._kept_down: set[NodeId] = set()
+        """Whom the rest has to do without in the end, although their restart may be planned."""
         self.hosts: dict[NodeId, Host] = {}
         self.lost: dict[NodeId, Host] = {}
         self.streams = Streams(
@@ -357,6 +359,7 @@ class Simulation:
         match how:
             case "down":
                 host.crash()
+                self._kept_down.add(host.node)
             case "isolated":
                 self.restart(host)
                 self.network.break_links((host.node, node) for node in others)
@@ -535,7 +538,8 @@ class Simulation:
         self.scheduler.after(1, bury)
 
     def restart(self, host: Host) -> None:
-        if host.process is None and self.hosts.get(host.node) is host:
+        is_here = self.hosts.get(host.node) is host and host.node not in self._kept_down
+        if host.process is None and is_here:
             host.start()
 
     def refuses(self, host: Host, removed: NodeId) -> None:
