@@ -18,7 +18,7 @@ class LoopThread:
     def __init__(self) -> None:
         self._pid = os.getpid()
         self._loop = asyncio.new_event_loop()
-        self._loop.set_exception_handler(_log_unless_too_late)
+        self._loop.set_exception_handler(_log_unless_woken_in_vain)
         self._stopping = asyncio.Event()
         self._lock = threading.Lock()
         self._stopped = False
@@ -85,7 +85,7 @@ class LoopThread:
             await asyncio.wait(others)
 
 
-def _log_unless_too_late(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+def _log_unless_woken_in_vain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Log what no code has caught, but for one thing that happens and means nothing.
 
     gRPC wakes all loops of a process that have channels, and all but one find nothing to do: it

@@ -352,6 +352,7 @@ async def test_a_new_node_that_cannot_start_can_be_repaired_or_given_up(
     assert seen == []
     (running.directory / "n4" / "thesis.tex").unlink()
     await running.restart("n4")
+    assert running.state("n4") is ProcessState.RUNNING
     # A node that is removed before it has heard of anybody is not told, and would be stopped.
     address = running.node("n4").address
     async with asyncio.timeout(DEADLINE_SECONDS), ClusterAdmin([address]) as n4:

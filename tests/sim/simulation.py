@@ -538,8 +538,8 @@ class Simulation:
         self.scheduler.after(1, bury)
 
     def restart(self, host: Host) -> None:
-        is_here = self.hosts.get(host.node) is host and host.node not in self._kept_down
-        if host.process is None and is_here:
+        may_run = self.hosts.get(host.node) is host and host.node not in self._kept_down
+        if host.process is None and may_run:
             host.start()
 
     def refuses(self, host: Host, removed: NodeId) -> None:
