@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import kvorum
-from kvorum import KV, Change, codecs
+from kvorum import KV, Change, codecs, limits
 from kvorum.admin import ClusterAdmin
 from kvorum.cli import bulk, console
 from kvorum.cli.cluster_file import NoClusterHere
@@ -55,6 +55,8 @@ EARLY_SECONDS: Final = 0.5
 PATIENCE_SECONDS: Final = 60.0
 CATCH_UP_SECONDS: Final = 60.0
 SHOWN_CATEGORIES: Final = 7
+MIN_RECORDS: Final = 4 * limits.MAX_TRANSACTION_OPERATIONS
+"""With fewer, half of them need not be acknowledged while the last tenth is held back."""
 INTERRUPTED: Final = 130
 
 
@@ -242,7 +244,10 @@ async def import_over_a_failover(
         killing = asyncio.create_task(kill_the_leader())
         try:
             await bulk.write_records(
-                kv, _records(characters), in_flight=IN_FLIGHT, on_acknowledged=acknowledged
+                kv,
+                _records(characters, killing),
+                in_flight=IN_FLIGHT,
+                on_acknowledged=acknowledged,
             )
             dead, session = await killing
         finally:
@@ -435,8 +440,13 @@ def _flags() -> list[str]:
     return ["--election-timeout-ms", str(ELECTION_TIMEOUT_MS)]
 
 
-async def _records(characters: Sequence[int]) -> AsyncIterator[Record]:
-    for point in characters:
+async def _records(
+    characters: Sequence[int], killing: asyncio.Future[Any]
+) -> AsyncIterator[Record]:
+    """The last tenth only once the leader is dead: the import must not be over before."""
+    for number, point in enumerate(characters):
+        if number == len(characters) * 9 // 10:
+            await asyncio.shield(killing)
         key = key_of(point)
         yield Record(key, codecs.encode_value(describe(point), codecs.JSON, key))
 
@@ -477,6 +487,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=int, help="import only the first so many characters")
     limit: int | None = parser.parse_args().records
+    if limit is not None and limit < MIN_RECORDS:
+        parser.error(f"--records: {limit} are too few to lose a leader on the way: {MIN_RECORDS:,}")
 
     out = console.out()
     started = time.perf_counter()

@@ -1,5 +1,6 @@
 """The demo: it tells its story to the end, finds what is wrong, and leaves nothing running."""
 
+import asyncio
 import re
 import signal
 import subprocess
@@ -46,6 +47,26 @@ def test_a_short_demo_holds(tmp_path: Path) -> None:
     assert re.search(r"each told once +3,787\n", told)
     assert "Everything held" in told
     assert_nothing_is_left(tmp_path)
+
+
+async def test_the_import_is_not_over_before_the_leader_is_dead() -> None:
+    """However long it takes to find it, and to kill it."""
+    killing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    letters = range(ord("A"), ord("K"))
+    records = demo._records(letters, killing)
+    early = [await anext(records) for _ in range(9)]
+    last = asyncio.ensure_future(anext(records))
+    await asyncio.sleep(0)
+    assert not last.done()
+    killing.set_result(None)
+    assert [record.key for record in (*early, await last)] == [*map(demo.key_of, letters)]
+
+
+def test_too_few_records_are_refused(tmp_path: Path) -> None:
+    running = start(tmp_path, "--records", "4095")
+    told, _ = running.communicate()
+    assert running.returncode == 2
+    assert "4095 are too few to lose a leader on the way: 4,096" in told
 
 
 @pytest.mark.cluster
