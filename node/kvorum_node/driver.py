@@ -240,6 +240,8 @@ class Driver:
 
         def show_life() -> None:
             nonlocal timer
+            if synced.done():  # and it may have failed: such a node says nothing any more
+                return
             for group in groups:
                 self._send(group.id, group.raft.signs_of_life())
             wait_for_next()

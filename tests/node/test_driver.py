@@ -231,6 +231,25 @@ async def test_nothing_is_promised_after_a_failed_sync() -> None:
         assert not n1.has_said(RequestVoteReply)
 
 
+async def test_followers_hear_nothing_more_of_a_leader_whose_disk_has_failed() -> None:
+    disk = ScriptedDisk()
+    settings = Settings(election_ticks=200, heartbeat_ticks=2)
+    async with DrivenNode(log=disk, tick_seconds=0.01, settings=settings) as n1:
+        await n1.lead()
+        disk.hold()
+        n1.submit(put(b"k"))
+        begun = disk.syncs_begun
+        await eventually(lambda: disk.syncs_begun > begun)
+        await n1.said(Heartbeat)
+        disk.fail_syncs = BROKEN
+        disk.release()
+        n1.sent.clear()
+        # A busy loop finds the failure, and the next sign of life due, at once.
+        time.sleep(0.1)  # noqa: ASYNC251 - it is the busy loop
+        assert await n1.ended() is BROKEN
+        assert n1.sent == []
+
+
 async def test_nothing_leaves_after_a_failed_write() -> None:
     disk = ScriptedDisk()
     async with DrivenNode(log=disk) as n1:

@@ -241,6 +241,8 @@ class Process:
         self._wakes_us: int | None = None
         """When it is woken next by its clock."""
         self._threads: dict[int, int] = {}  # until when each executor is busy, by its id
+        self.knows_log_has_failed = False
+        """Not so before a failed sync was told to its loop, which may be at something else."""
         around = host.around
         self.storage = Storage(
             Identity("simulated", host.node),
@@ -478,19 +480,27 @@ class Process:
         began_us = max(scheduler.now_us, self._threads.get(id(executor), 0))
         done_us = began_us + 20 + took_us
         self._threads[id(executor)] = done_us
-        scheduler.after(done_us - scheduler.now_us, self._thread_done, finish, future)
+        scheduler.after(done_us - scheduler.now_us, self._thread_done, executor, finish, future)
 
-    def _thread_done(self, finish: Callable[[], Any], future: "asyncio.Future[Any]") -> None:
+    def _thread_done(
+        self, executor: object, finish: Callable[[], Any], future: "asyncio.Future[Any]"
+    ) -> None:
         if self.dead:
             return
         self.host.around.note("synced", self.host)
         try:
             result = finish()
         except StorageError as error:
-            self.loop.call_soon(_fail, future, error)
+            self.loop.call_soon(self._fail, executor, future, error)
         else:
             self.loop.call_soon(_settle, future, result)
         self.poke()
+
+    def _fail(self, executor: object, future: "asyncio.Future[Any]", error: Exception) -> None:
+        if executor is self.driver._log_disk:
+            self.knows_log_has_failed = True
+        if not future.done():
+            future.set_exception(error)
 
     def unhandled(self, message: str, error: BaseException | None) -> None:
         if not self.dead:
@@ -523,8 +533,3 @@ def _begun(work: Callable[[], Any]) -> Callable[[], Any]:
 def _settle(future: "asyncio.Future[Any]", result: object) -> None:
     if not future.done():
         future.set_result(result)
-
-
-def _fail(future: "asyncio.Future[Any]", error: Exception) -> None:
-    if not future.done():
-        future.set_exception(error)

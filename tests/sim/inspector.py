@@ -224,7 +224,7 @@ class Inspector:
 
     def sends(self, host: Host, message: Message) -> None:
         node, durable = host.node, self._seen[host.node].durable
-        if host.log_disk.failed == "sync":
+        if host.process is not None and host.process.knows_log_has_failed:
             self.promises.goes_on(node)
         match message:
             case RequestVote(pre=False, term=term):
