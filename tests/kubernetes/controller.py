@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from tests.kubernetes import volume_shell
 from tests.kubernetes.kubelet import HURRY, NAMESPACE, Pod
 from tests.kubernetes.network import PodNetwork
 from tests.support.manifests import Object, find
@@ -97,6 +98,15 @@ class StatefulSet:
         await asyncio.to_thread(instead, volume)
         self._held.discard(ordinal)
         self._work.set()
+
+    async def execute_beside(self, ordinal: int, command: list[str], answer: str = "") -> str:
+        """Run a command in the pod that does nothing, with the volume of a pod that is not there.
+
+        Returns:
+            What it has printed.
+        """
+        assert ordinal not in self.pods
+        return await volume_shell.execute(self.network, self._volume(ordinal), command, answer)
 
     def delete_claim(self, ordinal: int) -> None:
         """`kubectl delete pvc`, of a pod that is not there."""

@@ -20,6 +20,7 @@ from kvorum_node import founding
 from kvorum_node.raft.types import NodeId
 from kvorum_node.server import NOT_TO_BE_RESTARTED
 from kvorumpb.v1 import cluster_pb2
+from tests.kubernetes import volume_shell
 from tests.kubernetes.controller import StatefulSet
 from tests.kubernetes.kubelet import Pod
 from tests.support.manifests import Object, find, render
@@ -271,6 +272,43 @@ async def lost_volume(play: Play) -> None:
         assert after[address_of(1)] == before[address_of(1)]
 
 
+async def lost_quorum(play: Play) -> None:
+    """Two volumes of three are lost: what is left begins a new cluster, and the others join it."""
+    await play.begin()
+    addresses = [address_of(ordinal) for ordinal in range(3)]
+    async with kvorum.open(TARGET, timeout=CALL_SECONDS) as kv:
+        async with Workload(kv) as work:
+            await work.progress()
+        await assert_kept(addresses, work)
+        survivor = (await play.voters())[address_of(1)]
+        await asyncio.gather(*(play.set.lose_volume(ordinal) for ordinal in (0, 2)))
+        # Without a majority nobody takes their places.
+        await play.set.until(lambda: play.set.ready() == [] and sorted(play.set.pods) == [0, 1, 2])
+        await recover(play, survivor)
+        after = await play.voters()
+        assert sorted(after) == addresses
+        assert after[address_of(1)] == survivor
+        await assert_kept(addresses, work)
+        async with Workload(kv, first=len(work.acknowledged) + 1) as more:
+            await more.progress()
+        more.merge(work)
+        await assert_kept(addresses, more)
+
+
+async def recover(play: Play, survivor: str) -> None:
+    """As the documentation has it, with what is on the volume of kvorum-1."""
+    play.set.scale(0)
+    await play.set.until(lambda: not play.set.pods)
+    look, force = volume_shell.documented("kvorum recover")
+    assert survivor in await play.set.execute_beside(1, look)
+    said = await play.set.execute_beside(1, force, answer="y\n")
+    assert f"{survivor} is the only member of the new cluster" in said
+    for ordinal in (0, 2):
+        play.set.delete_claim(ordinal)
+    play.set.apply(play.objects)
+    await play.set.until_ready(range(3))
+
+
 async def another_volume(play: Play) -> None:
     """Of another cluster: its pod says so, and the others go on without it."""
     await play.begin()
@@ -327,7 +365,7 @@ PLAYS: Final[dict[str, Callable[[Play], Awaitable[None]]]] = {
     play.__name__: play
     for play in (
         *(first_start, rolling_update, scaling, deleted_pod, lost_machine, killed_container),
-        *(lost_volume, another_volume, bad_update, all_at_once),
+        *(lost_volume, lost_quorum, another_volume, bad_update, all_at_once),
     )
 }
 
