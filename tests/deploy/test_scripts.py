@@ -300,9 +300,41 @@ def test_a_backup_that_fails_deletes_nothing(cluster: Place) -> None:
     assert len([*folder.iterdir()]) == 19, said
 
 
-def backup(place: Place, folder: Path, target: str = "") -> tuple[int, str]:
-    """Run the job's container, with the folder for its volume."""
+def test_a_backup_that_is_not_whole_is_not_kept_as_one(cluster: Place) -> None:
+    """Its last byte is lost between the program and the disk."""
+    folder, programs = (cluster.pods.directory / name for name in ("bad-backups", "programs"))
+    folder.mkdir()
+    (folder / "kvorum-20250101T021700Z.snapshot").touch()
+    programs.mkdir()
+    real = shutil.which("kvorum", path=cluster.pods.started(0).environment["PATH"])
+    program = programs / "kvorum"
+    program.write_text(
+        f"""#!/bin/sh
+        {real} "$@" || exit
+        [ "$2" != save ] || truncate --size=-1 "$3"
+        """
+    )
+    program.chmod(0o755)
+
+    status, said = backup(cluster, folder, programs=programs)
+
+    assert status != 0
+    assert "breaks off" in said
+    kept, unfinished = sorted(path.name for path in folder.iterdir())
+    assert kept == "kvorum-20250101T021700Z.snapshot"
+    assert unfinished.endswith(".unverified")
+
+
+def backup(
+    place: Place, folder: Path, target: str = "", programs: Path | None = None
+) -> tuple[int, str]:
+    """Run the job's container, with the folder for its volume.
+
+    Args:
+        programs: where programs are looked for first.
+    """
     pods = place.pods
+    path = pods.started(0).environment["PATH"]
     workloads = {workload: spec for workload, _, spec in manifests.pod_specs(pods.objects)}
     spec = workloads["CronJob/kvorum-backup"]
     [container] = spec["containers"]
@@ -318,7 +350,7 @@ def backup(place: Place, folder: Path, target: str = "") -> tuple[int, str]:
         ["/bin/sh", pods.directory / "backup.sh"],
         env=start.environment
         | {"DIRECTORY": str(folder), "KVORUM_TARGET": target or pods.target}
-        | {"PATH": pods.started(0).environment["PATH"]}
+        | {"PATH": f"{programs}:{path}" if programs else path}
         | {name: os.environ[name] for name in ("PYTHONPATH",) if name in os.environ},
         capture_output=True,
         text=True,
