@@ -549,9 +549,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = seeds_until_found(mutant, range(options.seeds), events=options.events)
         seconds = time.monotonic() - began
         survivors += found is None
-        how = "SURVIVES" if found is None else f"{found.plan.seed + 1:5} seeds  {found.what[:110]}"
+        how = "SURVIVES" if found is None else f"{found.plan.seed + 1:5} seeds  {_line(found.what)}"
         print(f"{mutant.name:32} {seconds:5.0f} s  {how}", flush=True)
     return 1 if survivors else 0
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:110]
 
 
 if __name__ == "__main__":
