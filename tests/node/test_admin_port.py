@@ -26,7 +26,7 @@ from kvorumpb.v1 import kv_pb2
 from tests.support.eventually import eventually
 from tests.support.plain_http import ask, ask_now, connect, exchange, until
 from tests.support.scripted_disk import ScriptedDisk
-from tests.support.served import config_at, serving
+from tests.support.served import config_at, serving, told, until_serving
 from tests.support.wire_client import NOT_SERVING, SERVING, WireClient
 
 
@@ -320,7 +320,7 @@ async def test_two_hundred_connections_that_say_nothing_keep_no_probe_waiting(
             for path in ("/livez", "/readyz", "/metrics"):
                 assert (await ask(config.admin_listen, path)).status == 200
             await client.kv(kv_pb2.PutRequest(key=b"k"))
-            assert await client.health("kvorumpb.v1.KV") == SERVING
+            await until_serving(client, "kvorumpb.v1.KV")
         finally:
             for peer in peers:
                 peer.close()
@@ -449,13 +449,6 @@ async def test_health_follows_readiness_and_tells_all_who_watch(tmp_path: Path) 
         for watch in watches:
             await told(watch, NOT_SERVING)
         assert await client.health("kvorumpb.v1.Watch") == NOT_SERVING
-
-
-async def told(watch: Any, status: int) -> None:
-    """Wait for it. Where others need the processors, a leader may be lost and found before."""
-    async with asyncio.timeout(30):
-        while (await watch.read()).status != status:
-            pass
 
 
 async def test_a_service_that_there_is_not_is_unknown(tmp_path: Path) -> None:

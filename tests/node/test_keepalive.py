@@ -18,7 +18,8 @@ from kvorum.cli.processes import free_ports
 from kvorum_node import server
 from kvorum_node.config import NodeConfig
 from tests.support.eventually import eventually
-from tests.support.wire_client import SERVING, WireClient
+from tests.support.served import until_serving
+from tests.support.wire_client import WireClient
 
 # grpc.aio keeps one poller for the process: it does not outlive an event loop in good order.
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -88,7 +89,7 @@ async def idle_stream(directory: Path) -> AsyncIterator[Wiretap]:
     serving = asyncio.create_task(server.serve(config))
     client = WireClient(address)
     try:
-        assert await client.health() == SERVING
+        await until_serving(client)
         async with tapped(int(address.rpartition(":")[2])) as (tap, through):
             channel = channels.connect(through)
             stream: Any = channel.stream_stream("/kvorumpb.v1.KV/Session")()

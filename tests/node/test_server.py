@@ -29,7 +29,7 @@ from kvorum_node.survivor import force_new_cluster
 from kvorumpb.v1 import cluster_pb2, kv_pb2, raft_pb2
 from kvorumpb.v1.command_pb2 import Operation, PutOperation, Transaction
 from tests.support.eventually import DEADLINE_SECONDS, eventually
-from tests.support.served import config_at, failure, put_call, serving
+from tests.support.served import config_at, failure, put_call, serving, told, until_serving
 from tests.support.wire_client import NOT_SERVING, SERVING, WireClient, details
 
 # grpc.aio keeps one poller for the process: it does not outlive an event loop in good order.
@@ -176,7 +176,7 @@ async def test_a_single_node_verifies_itself(client: WireClient) -> None:
 
 async def test_health_knows_every_service(client: WireClient) -> None:
     for service in ("", "kvorumpb.v1.KV", "kvorumpb.v1.Cluster", "kvorumpb.v1.Raft"):
-        assert await client.health(service) == SERVING
+        await until_serving(client, service)
     error = await failure(client.health("nothing"))
     assert error.code() is grpc.StatusCode.NOT_FOUND
 
@@ -347,7 +347,7 @@ async def test_sigterm_says_so_to_health_finishes_and_leaves_everything_on_the_d
     config = config_at(tmp_path / "n1", free_ports(1)[0])
     async with serving(config) as (client, task):
         watch = client.watch_health("kvorumpb.v1.KV")
-        assert (await watch.read()).status == SERVING
+        await told(watch, SERVING)
         session = client.session()
         await session.write(kv_pb2.SessionRequest(calls=[put_call(n) for n in range(500)]))
         acknowledged: list[int] = []
@@ -356,7 +356,7 @@ async def test_sigterm_says_so_to_health_finishes_and_leaves_everything_on_the_d
             acknowledged += [reply.id for reply in response.replies]
         await eventually(lambda: signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert (await watch.read()).status == NOT_SERVING
+        await told(watch, NOT_SERVING)
         async with asyncio.timeout(DEADLINE_SECONDS):
             await task
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -23,9 +23,9 @@ from kvorumpb.v1.kv_pb2 import Call, PutRequest
 from kvorumpb.v1.watch_pb2 import BeginWatch, EndWatch, WatchRequest, WatchResponse
 from tests.support.eventually import DEADLINE_SECONDS, eventually
 from tests.support.node_group import TIMING, NodeGroup
-from tests.support.served import config_at, serving
+from tests.support.served import config_at, serving, until_serving
 from tests.support.watch_client import Client, Heard, shown
-from tests.support.wire_client import SERVING, WireClient, details
+from tests.support.wire_client import WireClient, details
 
 # grpc.aio keeps one poller for the process: it does not outlive an event loop in good order.
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -244,7 +244,7 @@ async def test_streams_end_when_the_node_stops(n1: Serving, client: WireClient) 
 
 async def test_the_server_serves_watches_and_ends_them_in_good_order(tmp_path: Path) -> None:
     async with serving(config_at(tmp_path / "n1", free_ports(1)[0])) as (client, task):
-        assert await client.health(SERVICE) == SERVING
+        await until_serving(client, SERVICE)
         stream = Stream(client)
         await stream.begin()
         await stream.until(0)

@@ -27,14 +27,26 @@ async def serving(config: NodeConfig) -> AsyncIterator[tuple[WireClient, asyncio
     task = asyncio.create_task(serve(config))
     client = WireClient(config.listen)
     try:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            while await client.health("kvorumpb.v1.Cluster") != SERVING:  # noqa: ASYNC110 - of a server
-                await asyncio.sleep(0.01)
+        await until_serving(client, "kvorumpb.v1.Cluster")
         yield client, task
     finally:
         await client.close()
         task.cancel()
         await asyncio.wait([task])
+
+
+async def until_serving(client: WireClient, service: str = "") -> None:
+    """Wait for it. Where others need the processors, a leader may be lost and found before."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while await client.health(service) != SERVING:  # noqa: ASYNC110 - of a server
+            await asyncio.sleep(0.01)
+
+
+async def told(watch: Any, status: int) -> None:
+    """Wait until a stream of the health service tells it, for the same reason."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while (await watch.read()).status != status:
+            pass
 
 
 async def failure(call: Awaitable[object]) -> grpc.aio.AioRpcError:
