@@ -13,6 +13,7 @@ from kvorum.codecs import JSON
 from kvorum.optimistic import Loop
 from kvorum.transaction import Attempts
 from kvorumpb.v1.kv_pb2 import Call, Reply
+from tests.support.eventually import DEADLINE_SECONDS
 from tests.support.transactions import Counted, increment, value_of
 
 
@@ -114,7 +115,7 @@ async def test_an_expired_key_is_absent(kv: KV) -> None:
 
 
 async def eventually_absent(kv: KV, key: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         while await kv.get(key) is not None:
             await kv.add("clock")  # a write takes log time along
 

@@ -12,6 +12,7 @@ import kvorum
 from kvorum import KV, Codec, DecodeError, InvalidArgument, SyncKV
 from kvorum.codecs import ValueType
 from tests.support import targets
+from tests.support.eventually import DEADLINE_SECONDS
 
 kv = targets.kv
 sync_kv = targets.sync_kv
@@ -64,7 +65,7 @@ async def test_a_value_is_read_as_it_was_written(kv: KV, value_type: ValueType, 
     assert [entry.value async for entry in kv.scan(type=value_type)] == [value] * 3
     result = await kv.atomic().get("a", type=value_type).list("b", type=value_type).commit()
     assert (result.results[0].value, result.results[1].entries[0].value) == (value, value)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         async with kv.watch(since=begin, previous=True, type=value_type) as watch:
             change = await anext(watch)
     assert change.entry is not None

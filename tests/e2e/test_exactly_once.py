@@ -8,6 +8,7 @@ import pytest
 import kvorum
 from kvorum import KV
 from kvorum.cli.local_cluster import LocalCluster
+from tests.support.eventually import DEADLINE_SECONDS
 from tests.support.workload import agreed_content
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="session")]
@@ -16,7 +17,6 @@ CLIENTS = 3
 TASKS = 8
 KILLS = 4
 PROGRESS = 150
-PROGRESS_SECONDS = 60.0
 
 
 class Counting:
@@ -49,7 +49,7 @@ class Counting:
 async def progress(counting: list[Counting]) -> None:
     """Return once each client has counted on."""
     goals = [len(one.sums) + PROGRESS // CLIENTS for one in counting]
-    async with asyncio.timeout(PROGRESS_SECONDS):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         while any(len(one.sums) < goal for one, goal in zip(counting, goals, strict=True)):  # noqa: ASYNC110 - of many tasks
             await asyncio.sleep(0.01)
 

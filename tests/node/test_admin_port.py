@@ -23,7 +23,7 @@ from kvorum_node.probes import Probes
 from kvorum_node.server import AddressInUse, serve
 from kvorum_node.storage.data_directory import Storage
 from kvorumpb.v1 import kv_pb2
-from tests.support.eventually import eventually
+from tests.support.eventually import DEADLINE_SECONDS, eventually
 from tests.support.plain_http import ask, ask_now, connect, exchange, until
 from tests.support.scripted_disk import ScriptedDisk
 from tests.support.served import config_at, serving, told, until_serving
@@ -123,7 +123,7 @@ async def test_sigterm_while_the_data_directory_is_opened_ends_the_process_at_on
     async with started(config) as task:
         await until(config.admin_listen, "/readyz", 503, "it opens")
         os.kill(os.getpid(), signal.SIGTERM)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await task
     assert statuses == [0]
     held()  # and what is opened all the same is closed again
@@ -152,7 +152,7 @@ async def test_sigterm_while_it_waits_for_its_cluster_ends_it_at_once(
         await until(config.admin_listen, "/readyz", 503, "n1 is starting: ")
         assert (await ask(config.admin_listen, "/livez")).status == 200
         os.kill(os.getpid(), signal.SIGTERM)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await task
     assert cancelled.is_set()
     assert not (tmp_path / "n1").exists()
@@ -179,7 +179,7 @@ async def test_it_is_not_ready_from_sigterm_on_and_answers_to_the_end(
         for service in ("", "kvorumpb.v1.KV", "kvorumpb.v1.Raft"):
             assert await client.health(service) == NOT_SERVING
         go.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await task
     with pytest.raises(OSError, match="refused"):
         await ask(config.admin_listen, "/livez")
@@ -268,7 +268,7 @@ async def test_a_process_that_cannot_end_is_ended(
         await eventually(ended.is_set)
         disk.release()
         await asyncio.gather(writing, return_exceptions=True)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             await task
     assert "n1 has not ended within" in caplog.text
 

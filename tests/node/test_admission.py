@@ -7,6 +7,7 @@ import pytest
 from kvorum import limits
 from kvorum.errors import Overloaded
 from kvorum_node.admission import Admission, Budget
+from tests.support.eventually import DEADLINE_SECONDS
 
 NEVER_SECONDS = 3600.0
 
@@ -91,7 +92,7 @@ async def test_a_wait_ends_and_lets_the_next_one_in() -> None:
     other = some.wait(50, timeout_seconds=NEVER_SECONDS)
     with pytest.raises(Overloaded):
         await too_large
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         await other
 
 

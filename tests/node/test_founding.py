@@ -41,6 +41,7 @@ from tests.support.commands import (
     run_one,
     transaction,
 )
+from tests.support.eventually import DEADLINE_SECONDS
 from tests.support.snapshot_files import file_of, header_of, opened, trailer_of, written
 from tests.support.snapshots import hash_of, snapshot_of
 
@@ -227,7 +228,7 @@ async def test_what_goes_on_is_another_history(tmp_path: Path) -> None:
 async def test_history_of_before_is_removed_in_the_end(tmp_path: Path) -> None:
     restore(tmp_path)
     async with running(tmp_path) as node:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             while not node.group.machine.is_trimmed:  # noqa: ASYNC110 - housekeeping sets no event
                 await asyncio.sleep(0.01)
         kept = [family for family, _, _ in rows(node.storage.state, node.group.machine._space)]

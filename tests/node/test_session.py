@@ -35,7 +35,7 @@ from kvorumpb.v1.kv_pb2 import (
 )
 from tests.support import commands
 from tests.support.driven_node import DrivenNode
-from tests.support.eventually import eventually
+from tests.support.eventually import DEADLINE_SECONDS, eventually
 from tests.support.wire_client import in_parts
 
 LARGE = 3 * MIB
@@ -235,7 +235,7 @@ async def test_a_stream_that_ends_in_good_order_does_not_wait_for_missing_parts(
     stream: Stream,
 ) -> None:
     await stream.send(put(2, b"small"), part=in_parts(put(1, b"large", bytes(LARGE)))[0])
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         await stream.session.finish()
     assert stream.admission.calls.reserved_bytes == 0
     assert (await stream.reply(2)).HasField("put")

@@ -12,7 +12,7 @@ from kvorum.patterns import Cache
 from kvorum.patterns.cache_records import Records
 from tests.support import caches
 from tests.support.caches import SHORT_SECONDS, Source, eventually_true, keys_of
-from tests.support.eventually import eventually
+from tests.support.eventually import DEADLINE_SECONDS, eventually
 from tests.support.round_trips import counting
 
 other = caches.other
@@ -112,7 +112,7 @@ async def test_invalidations_before_a_computation_begins_do_not_keep_it_from_beg
         return await acquire(self, *given)
 
     monkeypatch.setattr(Records, "acquire", late)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         assert await pages.get_or_compute("a", source.compute, tags=["t"]) == 1
     assert await pages.get("a") == 1  # it is from after the last invalidation
     assert source.computations == 1

@@ -15,6 +15,7 @@ from kvorum import KV
 from kvorum.cli.cluster_file import NoClusterHere
 from kvorum.cli.local_cluster import LocalCluster
 from kvorum.patterns import Cache
+from tests.support.eventually import DEADLINE_SECONDS
 from tests.support.node_processes import nodes_of
 from tests.support.targets import FLAGS
 
@@ -26,7 +27,6 @@ READERS = 4
 KEYS = 3
 KILLS = 2
 PROGRESS = 30
-PROGRESS_SECONDS = 60.0
 CALLERS = 200
 
 
@@ -94,7 +94,7 @@ class Users:
     async def progress(self) -> None:
         """Return once so many more versions were settled, half of them read by all."""
         goal = self.writes + PROGRESS
-        async with asyncio.timeout(PROGRESS_SECONDS):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             while self.writes < goal:  # noqa: ASYNC110 - of many tasks
                 await asyncio.sleep(0.01)
 

@@ -17,6 +17,7 @@ from kvorum import (
 )
 from kvorum.patterns import chunked
 from tests.support.compaction import compact
+from tests.support.eventually import DEADLINE_SECONDS
 from tests.support.round_trips import RoundTrips
 
 
@@ -138,12 +139,12 @@ async def test_what_was_replaced_goes(kv: KV) -> None:
     await chunked.put(kv, "a", some_bytes(500), chunk_bytes=100)
     await chunked.put(kv, "a", some_bytes(300, 1), chunk_bytes=100)
     expected = chunks_of(await chunked.head(kv, "a"))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         while await chunks_in(kv) != expected:  # noqa: ASYNC110 - log time has to pass
             await asyncio.sleep(0.01)
     assert {await kv.ttl(chunk) for chunk in expected} == {None}
     await chunked.delete(kv, "a")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         while await chunks_in(kv):  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.01)
     assert [entry.key for entry in await kv.list()] == []
@@ -174,7 +175,7 @@ async def test_a_write_that_takes_too_long_has_changed_nothing(kv: KV) -> None:
 
     async def parts() -> AsyncIterator[bytes]:
         yield some_bytes(150, 1)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             while await chunks_in(kv) != kept:  # noqa: ASYNC110 - log time has to pass
                 await asyncio.sleep(0.01)
         yield some_bytes(150, 1)
@@ -190,7 +191,7 @@ async def test_many_writers_leave_one_whole(kv: KV) -> None:
     await asyncio.gather(*(chunked.put(kv, "a", data, chunk_bytes=100) for data in written))
     assert await chunked.get(kv, "a") in written
     expected = chunks_of(await chunked.head(kv, "a"))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         while await chunks_in(kv) != expected:  # noqa: ASYNC110 - log time has to pass
             await asyncio.sleep(0.01)
 

@@ -11,6 +11,7 @@ import pytest
 import kvorum
 from kvorum import KV, Conflict, IntegerOverflow, InvalidArgument, NotAnInteger, OutOfBounds, limits
 from kvorum.patterns import Count, Counter, ShardedCounter
+from tests.support.eventually import DEADLINE_SECONDS
 from tests.support.round_trips import RoundTrips
 
 
@@ -147,7 +148,7 @@ async def test_a_time_to_live_begins_with_the_first_addition(kv: KV) -> None:
     assert 50 < ttl <= 100
     short = Counter(kv, "short", ttl=0.02)
     await short.add(5)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         while await short.get():  # noqa: ASYNC110 - log time sets no event
             await asyncio.sleep(0.005)
     assert await short.add() == 1

@@ -10,6 +10,7 @@ import kvorum
 from kvorum import KV, Compacted, Conflict, DecodeError, InvalidArgument, LimitExceeded
 from kvorum.patterns import Expiring
 from tests.support.compaction import compact
+from tests.support.eventually import DEADLINE_SECONDS
 from tests.support.round_trips import RoundTrips
 
 
@@ -30,7 +31,7 @@ async def test_a_value_lives_for_its_time(kv: KV) -> None:
 async def test_it_is_gone_for_every_reader_when_its_time_is_over(kv: KV) -> None:
     carts = Expiring(kv, "cart", ttl=0.02)
     await carts.put("ann", 1)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         while await carts.get("ann") is not None:  # noqa: ASYNC110 - log time sets no event
             await asyncio.sleep(0.002)
     assert (await kv.list("expiring:")).entries == ()
@@ -99,7 +100,7 @@ async def test_what_expires_is_told_with_what_it_was(kv: KV) -> None:
     await other.put("a", 0)
     await asyncio.gather(*(carts.put(f"a:{at}", {"n": at}) for at in range(20)))
     told = {}
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         async for change in carts.expired(since=since):
             assert change.kind == "expire"
             assert change.previous is not None
@@ -115,12 +116,12 @@ async def test_bytes_are_told_of_whatever_their_type_was(kv: KV) -> None:
     numbers, raw = Expiring(kv, "n", ttl=0.05), Expiring(kv, "n", ttl=0.05, type="bytes")
     since = await raw.put("a", b"\xff") - 1
     await numbers.put("b", 5, ttl=1)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         with pytest.raises(DecodeError) as raised:
             await anext(numbers.expired(since=since))
         assert raised.value.key == "expiring:n:a"
     told = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         async for change in raw.expired(since=since):
             assert change.previous is not None
             told.append((change.key, change.previous.value))
@@ -141,7 +142,7 @@ async def test_expiries_that_are_forgotten_are_said_to_be(kv: KV) -> None:
                 async with asyncio.timeout(0.5):
                     await anext(carts.expired(since=since - 1))
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         with pytest.raises(Compacted):
             await expired()
 

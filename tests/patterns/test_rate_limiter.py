@@ -11,6 +11,7 @@ import kvorum
 from kvorum import KV, InvalidArgument, LimitExceeded, limits
 from kvorum.model import Algorithm
 from kvorum.patterns import RateDecision, RateLimiter, RateStanding
+from tests.support.eventually import DEADLINE_SECONDS
 from tests.support.round_trips import RoundTrips
 
 ALGORITHMS: tuple[Algorithm, ...] = ("sliding_log", "sliding_counter", "gcra")
@@ -159,7 +160,7 @@ async def test_its_state_is_no_record_and_disappears(kv: KV, name: str) -> None:
     limiter = RateLimiter(kv, name, limit=2, window=0.02)
     assert (await limiter.check("ann")).reset_after == 0.02
     assert (await kv.list("")).entries == ()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         while (await limiter.peek("ann")).remaining < 2:  # noqa: ASYNC110 - log time sets no event
             await asyncio.sleep(0.005)
 

@@ -11,6 +11,7 @@ import kvorum
 from kvorum import KV, Conflict, DeadlineExceeded, DecodeError, IndexEntry, IndexIncomplete
 from kvorum.patterns import Collection, Difference, Index, Reindexed, Unique, UniqueConflict
 from kvorum.patterns import reindexing as module
+from tests.support.eventually import DEADLINE_SECONDS
 
 OLD = {"email": Unique("email")}
 NEW = {"email": Unique("email"), "name": Unique("name"), "city": Index("city")}
@@ -307,7 +308,7 @@ async def test_writers_go_on_meanwhile(kv: KV) -> None:
     try:
         await users.reindex()
         before = written
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             while written < before + 8:  # noqa: ASYNC110 - of several tasks
                 await asyncio.sleep(0.001)
     finally:

@@ -7,6 +7,7 @@ import pytest
 
 import kvorum
 from kvorum import KV
+from tests.support.eventually import DEADLINE_SECONDS
 
 SHORT_SECONDS = 0.3
 """A time to live that a test waits for the end of."""
@@ -50,6 +51,6 @@ async def keys_of(kv: KV, prefix: str = "cache:") -> list[str]:
 
 
 async def eventually_true(condition: Callable[[], Awaitable[object]]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         while not await condition():  # noqa: ASYNC110 - it asks the store
             await asyncio.sleep(0.01)

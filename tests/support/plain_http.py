@@ -5,6 +5,8 @@ import http.client
 import socket
 from dataclasses import dataclass
 
+from tests.support.eventually import DEADLINE_SECONDS
+
 SECONDS = 10.0
 
 
@@ -39,7 +41,7 @@ async def ask(address: str, path: str, method: str = "GET") -> Answer:
 
 async def until(address: str, path: str, status: int, *words: str) -> Answer:
     """The first answer with this status and these words; fails if there is none in time."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         while True:
             try:
                 answer = await ask(address, path)

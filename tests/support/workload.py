@@ -11,8 +11,7 @@ from kvorum.cli.local_cluster import LocalCluster, LocalNode
 from kvorum.cli.processes import ProcessState
 from kvorum.errors import KvorumError
 from kvorumpb.v1 import cluster_pb2
-
-PROGRESS_SECONDS = 20.0
+from tests.support.eventually import DEADLINE_SECONDS
 
 
 class Workload:
@@ -73,7 +72,7 @@ class Workload:
     async def progress(self, count: int = 200) -> None:
         """Return once so many more writes have been acknowledged."""
         goal = len(self.acknowledged) + count
-        async with asyncio.timeout(PROGRESS_SECONDS):
+        async with asyncio.timeout(DEADLINE_SECONDS):
             while len(self.acknowledged) < goal:  # noqa: ASYNC110 - of many writers
                 await asyncio.sleep(0.005)
 
@@ -95,7 +94,7 @@ class Workload:
 
 async def until(condition: Callable[[], Awaitable[object]]) -> None:
     """Return once the condition holds."""
-    async with asyncio.timeout(PROGRESS_SECONDS):
+    async with asyncio.timeout(DEADLINE_SECONDS):
         while not await condition():  # noqa: ASYNC110 - it asks other processes
             await asyncio.sleep(0.02)
 
