@@ -24,10 +24,14 @@ from kvorum_node.raft.types import node_name
 from kvorumpb.v1.cluster_pb2 import Alarm
 
 
-def render(node: Node) -> bytes:
-    """All figures of the node and its process, as text. Call it on the node's event loop."""
+def render(node: Node | None) -> bytes:
+    """All figures of the node and its process, as text. Call it on the node's event loop.
+
+    Without a node, which starts or waits for a cluster, those of the process alone: it is up.
+    """
     registry = CollectorRegistry()
-    registry.register(_NodeCollector(node))
+    if node is not None:
+        registry.register(_NodeCollector(node))
     ProcessCollector(registry=registry)
     return generate_latest(registry)
 

@@ -170,19 +170,15 @@ class Probes:
         """In Prometheus' text format, made on the event loop.
 
         Raises:
-            Unanswered: the node is starting, or the loop has not answered in time.
+            Unanswered: the loop has not answered in time.
         """
         made: Future[bytes] = Future()
 
         def make() -> None:
             if not made.set_running_or_notify_cancel():
                 return
-            node = self._node
-            if node is None:
-                made.set_exception(Unanswered(", ".join(self._why_not_ready)))
-                return
             try:
-                made.set_result(exposition.render(node))
+                made.set_result(exposition.render(self._node))
             except Exception as error:  # noqa: BLE001 - it is raised where it was asked for
                 made.set_exception(error)
 
