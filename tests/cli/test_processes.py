@@ -85,6 +85,22 @@ def test_a_process_that_never_was_is_dead() -> None:
     assert not processes.send(None, signal.SIGKILL)
 
 
+def test_a_process_of_another_user_is_named_with_who_may_stop_it(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that root has started, of a cluster that is cut in two."""
+    identity = start(SLEEP)
+
+    def refuse(process: psutil.Process, number: int) -> None:
+        raise psutil.AccessDenied(process.pid)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil.Process, "send_signal", refuse)
+        owner = psutil.Process(identity.pid).username()
+        with pytest.raises(PermissionError, match=f"{identity.pid} is of {owner}, who alone may"):
+            processes.send(identity, signal.SIGTERM)
+
+
 def test_a_process_has_a_session_of_its_own(start: Start) -> None:
     assert os.getsid(start(SLEEP).pid) != os.getsid(0)
 

@@ -75,7 +75,11 @@ def state(identity: ProcessIdentity | None) -> ProcessState:
 
 
 def send(identity: ProcessIdentity | None, number: signal.Signals) -> bool:
-    """Send the signal; False if the process is gone."""
+    """Send the signal; False if the process is gone.
+
+    Raises:
+        PermissionError: it is another user's.
+    """
     process = _find(identity)
     if process is None:
         return False
@@ -83,6 +87,10 @@ def send(identity: ProcessIdentity | None, number: signal.Signals) -> bool:
         process.send_signal(number)
     except psutil.NoSuchProcess:
         return False
+    except psutil.AccessDenied:
+        raise PermissionError(
+            f"process {process.pid} is of {process.username()}, who alone may stop it, or root"
+        ) from None
     return True
 
 
