@@ -95,14 +95,25 @@ wait_for_voter() {
     done
 }
 
+# look_at_volume ORDINAL: `new`, or `used` by a node, once its pod runs: images are fetched and volumes made at first.
+look_at_volume() {
+    deadline=$(($(date +%s) + TIMEOUT_SECONDS))
+    said=
+    # shellcheck disable=SC2016 # expanded in the pod
+    until in_pod "kvorum-$1" sh -c 'if [ -e "$KVORUM_DATA_DIR/kvorum.json" ]; then echo used; else echo new; fi' 2>/dev/null; do
+        [ "$(date +%s)" -lt "$deadline" ] ||
+            fail "kvorum-$1 does not run: all pods have to, so that no cluster is overlooked"
+        [ "$said" ] || say "kvorum-$1 does not run yet"
+        said=yes
+        sleep 1
+    done
+}
+
 # Nothing begins beside a cluster that exists: all pods run, and none of them, nor a volume without a pod, was ever a node's.
 refuse_unless_all_is_new() {
     ordinal=0
     while [ "$ordinal" -lt "$current" ]; do
-        # shellcheck disable=SC2016 # expanded in the pod
-        found=$(in_pod "kvorum-$ordinal" sh -c \
-            'if [ -e "$KVORUM_DATA_DIR/kvorum.json" ]; then echo used; else echo new; fi') ||
-            fail "kvorum-$ordinal does not run: all pods have to, so that no cluster is overlooked"
+        found=$(look_at_volume "$ordinal") || exit 1
         [ "$found" = new ] ||
             fail "kvorum-$ordinal is a node of a cluster already: nothing is begun beside it"
         ordinal=$((ordinal + 1))

@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 
 import kvorum
 from tests.support import alerts, local_pods, manifests, plain_http
+from tests.support.eventually import DEADLINE_SECONDS
 from tests.support.local_pods import LocalPods
 from tests.support.manifests import KUBERNETES
 from tests.support.metrics import exposed_names
@@ -33,9 +36,13 @@ class Place:
     pods: LocalPods
     path: Path
 
-    def run(self, script: str, *arguments: str) -> tuple[int, str]:
-        """Run a script; returns its status, and what it said."""
-        ran = local_pods.run_script(script, *arguments, path=self.path)
+    def run(
+        self, script: str, *arguments: str, within_seconds: int = local_pods.PATIENCE_SECONDS
+    ) -> tuple[int, str]:
+        """Run a script that waits for so long; returns its status, and what it said."""
+        ran = local_pods.run_script(
+            script, *arguments, path=self.path, within_seconds=within_seconds
+        )
         return ran.returncode, ran.stdout + ran.stderr
 
     def must(self, script: str, *arguments: str) -> str:
@@ -262,7 +269,8 @@ def test_a_backup_is_restored_to_a_new_cluster(cluster: Place, place: Place) -> 
     # Of earlier nights, one of them unfinished; and of somebody else.
     for name in (
         *(f"kvorum-202501{day:02}T021700Z.snapshot" for day in range(1, 10)),
-        *("kvorum-20250110T021700Z.snapshot.unverified", "notes"),
+        *(f"kvorum-20250110T021700Z.snapshot.{end}" for end in ("unverified", "unverified.part")),
+        "notes",
     ):
         (backups / name).touch()
 
@@ -393,9 +401,25 @@ def test_other_arguments_are_for_kubectl(place: Place) -> None:
 def test_nothing_begins_while_a_pod_is_down(place: Place) -> None:
     place.pods.scale(3)
     place.pods.stop(1)
-    status, said = place.run("init.sh")
+    status, said = place.run("init.sh", within_seconds=2)
     assert status == 1
-    assert "kvorum-1 does not run" in said
+    assert "kvorum-1 does not run: all pods have to" in said
+    assert not (place.pods.volume(0) / "node/kvorum.json").exists()
+
+
+def test_it_waits_for_pods_whose_images_are_still_fetched(place: Place) -> None:
+    place.pods.scale(1)
+    place.pods.stop(0)
+    with ThreadPoolExecutor(1) as beside:
+        running = beside.submit(place.must, "init.sh")
+        tried = ("exec", "kvorum-0")
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while [(call[0], call[1]) for call in place.pods.calls].count(tried) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        place.pods.start(0)
+        assert "kvorum-0 does not run yet" in running.result()
+    assert place.members() == names(place, 1)
 
 
 def test_nothing_begins_beside_a_volume_of_an_earlier_cluster(place: Place) -> None:

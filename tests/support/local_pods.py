@@ -32,6 +32,7 @@ NAMESPACE: Final = "default"
 MOUNT: Final = "/var/lib/kvorum"
 END_SECONDS: Final = 30
 SCRIPT_SECONDS: Final = 240
+PATIENCE_SECONDS: Final = SCRIPT_SECONDS - 30
 
 _CLIENT: Final = """
 import json, socket, sys
@@ -228,13 +229,19 @@ def kubectl_for(pods: LocalPods, directory: Path) -> Iterator[Path]:
             thread.join()
 
 
-def run_script(name: str, *arguments: str, path: Path) -> "subprocess.CompletedProcess[str]":
-    """Run a script of deploy/kubernetes with that folder first on its PATH."""
+def run_script(
+    name: str, *arguments: str, path: Path, within_seconds: int
+) -> "subprocess.CompletedProcess[str]":
+    """Run a script of deploy/kubernetes with that folder first on its PATH.
+
+    Args:
+        within_seconds: how long it waits for what has to happen.
+    """
     return subprocess.run(
         ["/bin/sh", str(KUBERNETES / name), *arguments],
         env={
             "PATH": f"{path}:{os.environ['PATH']}",
-            "TIMEOUT_SECONDS": str(SCRIPT_SECONDS - 30),
+            "TIMEOUT_SECONDS": str(within_seconds),
         },
         capture_output=True,
         text=True,

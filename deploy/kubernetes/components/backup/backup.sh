@@ -6,7 +6,7 @@ cd "$DIRECTORY"
 name=kvorum-$(date -u +%Y%m%dT%H%M%SZ).snapshot
 
 # Under its name it is whole: what an earlier run has left unfinished goes, and nothing else.
-rm -f -- *.unverified
+rm -f -- *.unverified *.unverified.part
 kvorum snapshot save "$name.unverified"
 kvorum snapshot verify "$name.unverified"
 mv -- "$name.unverified" "$name"
