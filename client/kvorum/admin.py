@@ -20,7 +20,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from kvorum.arguments import check_revision
-from kvorum.channels import connect
+from kvorum.channels import Channels
 from kvorum.errors import (
     Closed,
     DeadlineExceeded,
@@ -142,7 +142,7 @@ class ClusterAdmin:
     def __init__(self, addresses: Iterable[str] = ()) -> None:
         self.addresses: Final = tuple(addresses)
         """host:port of nodes, through which the others and the leader are found."""
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels = Channels()
         self._closed = False
 
     async def status(
@@ -482,9 +482,7 @@ class ClusterAdmin:
     async def close(self) -> None:
         """Close the connections. Calls that are under way fail."""
         self._closed = True
-        channels, self._channels = self._channels, {}
-        for channel in channels.values():
-            await channel.close()
+        await self._channels.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -562,10 +560,7 @@ class ClusterAdmin:
     def _channel(self, address: str) -> grpc.aio.Channel:
         if self._closed:
             raise Closed("the ClusterAdmin was closed")
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = self._channels[address] = connect(address)
-        return channel
+        return self._channels.to(address)
 
 
 def _kinds(view: Status) -> dict[str, cluster_pb2.Member.Kind.ValueType]:

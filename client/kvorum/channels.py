@@ -1,5 +1,8 @@
 """How this library connects: the one place that knows gRPC's channel options.
 
+    connect     a channel
+    Channels    those of one owner, which are made anew when they fail for long
+
 And what a fork does to gRPC: the child has none of its threads, but shares what they poll, so
 that a child which uses it can stop both processes. So a child does not connect if gRPC was
 running when it was forked. Once the last channel and its last stream are freed, it ends its own
@@ -7,6 +10,7 @@ threads, which a fork waits for, and a fork is safe. Therefore nothing that is c
 error, may keep one of them.
 """
 
+import asyncio
 import os
 import threading
 import time
@@ -20,6 +24,9 @@ import grpc.aio
 from kvorum import limits
 from kvorum.errors import Closed
 
+FAILING_SECONDS: Final = 3.0
+"""So long an attempt to connect may take, and a channel may fail before it is made anew."""
+
 _OPTIONS: Sequence[tuple[str, int]] = (
     ("grpc.max_send_message_length", limits.MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", limits.MAX_MESSAGE_BYTES),
@@ -31,7 +38,7 @@ _OPTIONS: Sequence[tuple[str, int]] = (
     # to connect may take.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 3_000),
+    ("grpc.min_reconnect_backoff_ms", int(FAILING_SECONDS * 1000)),
     ("grpc.dns_min_time_between_resolutions_ms", 1_000),
     # Measuring the bandwidth costs a ping per message, about a quarter of a small one's price.
     ("grpc.http2.bdp_probe", 0),
@@ -119,3 +126,45 @@ def connect(address: str) -> grpc.aio.Channel:
     channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
     _channels.add(channel)
     return channel
+
+
+class Channels:
+    """One for each address, made when it is first asked for.
+
+    Where a name is not known, as that of a pod that is not there, gRPC asks for it again after a
+    time that grows to two minutes, and no option changes that. A new channel asks at once.
+    """
+
+    def __init__(self) -> None:
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._failing_since: dict[str, float] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def to(self, address: str) -> grpc.aio.Channel:
+        """Return the channel to host:port for a call that begins now; do not keep it.
+
+        Raises `Closed` as `connect` does.
+        """
+        channel = self._channels.get(address)
+        if channel is None or self._fails_for_long(address, channel):
+            self._channels[address] = connect(address)
+            self._failing_since.pop(address, None)
+            if channel is not None:
+                closing = asyncio.create_task(channel.close(FAILING_SECONDS))
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
+        return self._channels[address]
+
+    async def close(self) -> None:
+        """Close all. Calls that are under way are cancelled."""
+        while self._channels:
+            await self._channels.popitem()[1].close()
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    def _fails_for_long(self, address: str, channel: grpc.aio.Channel) -> bool:
+        if channel.get_state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            self._failing_since.pop(address, None)
+            return False
+        now = time.monotonic()
+        return now >= self._failing_since.setdefault(address, now) + FAILING_SECONDS

@@ -22,7 +22,7 @@ import grpc
 import grpc.aio
 
 from kvorum import limits
-from kvorum.channels import connect
+from kvorum.channels import FAILING_SECONDS, connect
 from kvorum.errors import DataDirectoryLost, KvorumError, RemovedFromCluster
 from kvorum.status import from_rpc_error
 from kvorum_node import wire
@@ -278,6 +278,8 @@ class _Lane:
             async with connect(self.address) as channel:
                 try:
                     await self._pump(channel)
+                except TimeoutError:
+                    pass  # a new channel asks for the name anew (channels.py)
                 except grpc.aio.AioRpcError as error:
                     refused = error.code() is grpc.StatusCode.FAILED_PRECONDITION
                     if refused:
@@ -289,7 +291,10 @@ class _Lane:
                 await asyncio.sleep(_REFUSED_SECONDS if refused else _RECONNECT_SECONDS)
 
     async def _pump(self, channel: grpc.aio.Channel) -> None:
-        """Send until the stream breaks, or the lane ends. Returns, or raises AioRpcError."""
+        """Send until the stream breaks, or the lane ends.
+
+        Returns, or raises AioRpcError; TimeoutError if nobody takes the stream.
+        """
         call = channel.stream_unary(
             STREAM_METHOD,
             request_serializer=partial(_serialize, self._figures),
@@ -299,7 +304,8 @@ class _Lane:
         # message to a peer that came back, a request for its vote perhaps, would be lost.
         call.add_done_callback(lambda _: self._filled.set())
         try:
-            await call.write(raft_pb2.PeerMessage(hello=self._hello(self._peer)))
+            async with asyncio.timeout(FAILING_SECONDS):
+                await call.write(raft_pb2.PeerMessage(hello=self._hello(self._peer)))
             self._connected = True
             while self._queue or not self._ending:
                 if not self._queue:

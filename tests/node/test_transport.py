@@ -1,6 +1,7 @@
 """Lanes to the peers: two of them each, bounded, and back again after whatever breaks them."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -8,7 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from kvorum import limits
+from kvorum import channels, limits
 from kvorum.cli.processes import free_ports
 from kvorum.errors import DataDirectoryLost, KvorumError, RemovedFromCluster
 from kvorum.status import to_status
@@ -195,6 +196,34 @@ async def test_messages_of_a_lane_arrive_in_order() -> None:
                 await asyncio.sleep(0)
         await eventually(lambda: len(peer.rounds()) >= 499)
         assert [number for number in peer.rounds() if number] == list(range(1, 500))
+
+
+async def test_a_connection_that_nobody_takes_up_is_begun_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or else gRPC would look for a name that was not known, once in two minutes."""
+    monkeypatch.setattr(transport, "FAILING_SECONDS", 0.05)
+    made: list[str] = []
+
+    def connect(address: str) -> grpc.aio.Channel:
+        made.append(address)
+        return channels.connect(address)
+
+    monkeypatch.setattr(transport, "connect", connect)
+    [port] = free_ports(1)
+    with socket.create_server(("127.0.0.1", port)):
+        lanes = Transport(
+            Identity("test", N1, "d1"),
+            Acquaintances(),
+            unreachable=lambda _: None,
+            dismissed=lambda _: None,
+        )
+        lanes.follow({N1: "127.0.0.1:1", N2: f"127.0.0.1:{port}"})
+        lanes.start()
+        try:
+            await eventually(lambda: len(made) >= 3 * 2)
+        finally:
+            await lanes.stop()
 
 
 async def test_what_cannot_be_sent_is_reported_and_not_kept() -> None:

@@ -45,7 +45,7 @@ from kvorum.backends.retries import RETRIES_PER_SECOND, RetryBudget, backoff_sec
 from kvorum.backends.session import Session
 from kvorum.backends.watching import ClusterFeed, ClusterWatches
 from kvorum.backends.window import Window
-from kvorum.channels import connect
+from kvorum.channels import Channels
 from kvorum.errors import (
     ClientForgotten,
     Closed,
@@ -77,13 +77,12 @@ logger = logging.getLogger("kvorum.client")
 
 
 class _Node:
-    """One address: its channel, the stream that is open on it, and how it fared."""
+    """One address: the stream that is open to it, and how it fared."""
 
-    __slots__ = ("address", "asked_at", "channel", "failed", "refused_until", "retry_at", "session")
+    __slots__ = ("address", "asked_at", "failed", "refused_until", "retry_at", "session")
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.channel = connect(address)
         self.session: Session | None = None
         self.asked_at = 0.0
         self.retry_at = 0.0
@@ -113,6 +112,7 @@ class ClusterBackend:
         # Many clients with the same list do not all begin with the same node.
         random.shuffle(names)
         self._nodes = {address: _Node(address) for address in names}
+        self._channels = Channels()
         self._view = LeaderView()
         self._leader: Session | None = None
         self._led_at = ""
@@ -182,9 +182,8 @@ class ClusterBackend:
             await asyncio.wait(self._sessions.values())
         # Nothing of gRPC is kept: while there is anything, the process cannot fork (channels.py).
         self._leader = self._proven = self._last_failure = None
-        while self._nodes:
-            _, node = self._nodes.popitem()
-            await node.channel.close()
+        self._nodes.clear()
+        await self._channels.close()
 
     # What the sessions say.
 
@@ -470,7 +469,9 @@ class ClusterBackend:
     # Streams.
 
     def _open(self, node: _Node, now: float) -> None:
-        session = node.session = Session(node.address, node.channel, self, self._ids)
+        session = node.session = Session(
+            node.address, self._channels.to(node.address), self, self._ids
+        )
         node.asked_at = now
         self._sessions[session] = self._loop.create_task(
             self._serve(node, session), name=f"kvorum session to {node.address}"

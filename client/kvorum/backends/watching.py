@@ -26,7 +26,7 @@ import grpc.aio
 
 from kvorum import limits
 from kvorum.backends.feeds import Assembly
-from kvorum.channels import connect
+from kvorum.channels import Channels
 from kvorum.errors import (
     Closed,
     FutureRevision,
@@ -71,7 +71,7 @@ class ClusterWatches:
         """`addresses` are of all nodes that are known; `call` is how a call is made."""
         self.addresses: Final = addresses
         self._call = call
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self.channels: Final = Channels()
         self._feeds: set[ClusterFeed] = set()
         self._closed = False
 
@@ -100,19 +100,11 @@ class ClusterWatches:
             tried.clear()
         return random.choice(untried or addresses)  # noqa: S311 - nothing depends on its secrecy
 
-    def channel(self, address: str) -> grpc.aio.Channel:
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = self._channels[address] = connect(address)
-        return channel
-
     async def close(self) -> None:
         self._closed = True
         for feed in tuple(self._feeds):
             await feed.end(Closed("the store was closed"))
-        for channel in self._channels.values():
-            await channel.close()
-        self._channels.clear()
+        await self.channels.close()
 
 
 class ClusterFeed:
@@ -234,7 +226,7 @@ class ClusterFeed:
         request = BeginWatch()
         request.CopyFrom(self._request)
         request.after_revision = position
-        stream = self._watches.channel(address).stream_stream(
+        stream = self._watches.channels.to(address).stream_stream(
             _METHOD,
             request_serializer=WatchRequest.SerializeToString,
             response_deserializer=WatchResponse.FromString,

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc.status_pb2 import Status
 
 from kvorum import limits
-from kvorum.channels import connect
+from kvorum.channels import Channels
 from kvorum.errors import InvalidArgument, NotLeader, Overloaded
 from kvorum.status import DETAILS_KEY, from_rpc_error, from_status, to_status
 from kvorum_node.admission import RETRY_DELAY_MS
@@ -67,7 +67,7 @@ class KvService:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._arrivals = Arrivals(node.admission.arrivals)
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels = Channels()
 
     def handler(self) -> grpc.GenericRpcHandler:
         methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
@@ -86,9 +86,7 @@ class KvService:
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     async def close(self) -> None:
-        for channel in self._channels.values():
-            await channel.close()
-        self._channels.clear()
+        await self._channels.close()
 
     def _unary(
         self, method: _Unary
@@ -162,10 +160,8 @@ class KvService:
         self, method: _Unary, data: bytes, address: str, context: Context
     ) -> Message:
         """Pass the call on to the leader, and its answer or its error back."""
-        if address not in self._channels:
-            self._channels[address] = connect(address)
         stub: grpc.aio.UnaryUnaryMultiCallable[bytes, Message]
-        stub = self._channels[address].unary_unary(
+        stub = self._channels.to(address).unary_unary(
             f"/{SERVICE}/{method.name}",
             request_serializer=None,
             response_deserializer=method.response.FromString,
