@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# What init.sh, restore.sh, scale-up.sh and scale-down.sh share; none of them does more than this:
+# What init.sh, restore.sh, scale-up.sh, scale-down.sh and update.sh share; none of them does more than this:
 # kubectl changes pods, `kvorum` in a pod changes members, and what either of them refuses stays refused.
 #
 # A script that was interrupted can be run again: it goes on where the cluster is.
@@ -74,6 +74,18 @@ others_answer() {
         END { exit !(2 * answering > voters) }'
 }
 
+# The addresses of the voters that do not answer at this moment, one a line. Fails without a leader.
+silent() {
+    listing=$(in_cluster kvorum member list --json) || return 1
+    case $listing in
+    *'"leader": null'*) return 1 ;;
+    esac
+    printf '%s\n' "$listing" | awk -F'"' '
+        $2 == "address" { address = $4 }
+        $2 == "kind" { kind = $4 }
+        $2 == "role" && kind == "voter" && $4 == "" { print address }'
+}
+
 # wait_for_voter ORDINAL
 wait_for_voter() {
     deadline=$(($(date +%s) + TIMEOUT_SECONDS))
@@ -135,6 +147,10 @@ wait_for_all() {
         ordinal=$((ordinal + 1))
     done
     in_cluster kvorum member list
+}
+
+remind() {
+    say "now write replicas: $1 into your overlay: whatever applies it sets that number, and takes voters away if it is smaller"
 }
 
 is_number() {

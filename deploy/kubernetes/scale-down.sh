@@ -29,3 +29,4 @@ while [ "$current" -gt "$target" ]; do
         "kubectl delete persistentvolumeclaim data-kvorum-$ordinal"
     current=$ordinal
 done
+remind "$target"

@@ -25,3 +25,4 @@ while [ "$ordinal" -lt "$target" ]; do
     wait_for_voter "$ordinal"
     ordinal=$((ordinal + 1))
 done
+remind "$target"

@@ -164,4 +164,6 @@ def _listen(address: str) -> socket.socket:
         host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
     family, _, _, _, where = found[0]
-    return socket.create_server(where[:2], family=family, backlog=BACKLOG)
+    # As gRPC does with `[::]`: IPv4 comes there, too.
+    both = where[0] == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(where[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both)

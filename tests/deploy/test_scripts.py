@@ -239,6 +239,36 @@ def test_what_would_endanger_the_quorum_is_refused_and_changes_nothing(cluster: 
     cluster.must("scale-up.sh", "3")
 
 
+def test_an_update_is_begun_only_where_it_leaves_a_majority(cluster: Place) -> None:
+    pods, overlay = cluster.pods, str(KUBERNETES / "overlays/prod")
+
+    def applied() -> int:
+        return pods.calls.count(["apply", "--kustomize", overlay])
+
+    status, said = cluster.run("update.sh", str(KUBERNETES / "overlays/dev"))
+    assert status == 1
+    assert "there are 3 nodes, and" in said
+    cluster.must("update.sh", overlay)
+    assert applied() == 1
+    assert ["rollout", "status"] in [call[:2] for call in pods.calls]
+
+    pods.stop(0)
+    status, said = cluster.run("update.sh", overlay)
+    assert status == 1
+    # A leader may have to be found first.
+    assert "kvorum-0.kvorum-peers" in said or "no leader answers" in said
+    assert applied() == 1
+    pods.start(0)
+
+    # The last one goes first: an update that has broken it can be taken back.
+    pods.stop(2)
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while cluster.run("update.sh", overlay)[0] != 0:
+        assert time.monotonic() < deadline
+    assert applied() == 2
+    pods.start(2)
+
+
 def test_nothing_begins_beside_a_cluster(cluster: Place) -> None:
     """Not even where the first volume is lost: the others know better."""
     pods = cluster.pods
@@ -371,6 +401,8 @@ def backup(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (("update.sh",), "no such overlay"),
+        (("update.sh", "nothing"), "no such overlay: nothing"),
         (("scale-up.sh",), "how many nodes?"),
         (("scale-up.sh", "many"), "how many nodes?"),
         (("scale-up.sh", "2"), "there are 3 nodes: scale-down.sh makes it 2"),

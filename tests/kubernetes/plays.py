@@ -282,8 +282,9 @@ async def lost_quorum(play: Play) -> None:
         await assert_kept(addresses, work)
         survivor = (await play.voters())[address_of(1)]
         await asyncio.gather(*(play.set.lose_volume(ordinal) for ordinal in (0, 2)))
-        # Without a majority nobody takes their places.
+        # Without a majority nobody takes their places, and whoever asks in a pod is told so.
         await play.set.until(lambda: play.set.ready() == [] and sorted(play.set.pods) == [0, 1, 2])
+        assert survivor in await play.set.pods[1].execute("kvorum", "status")
         await recover(play, survivor)
         after = await play.voters()
         assert sorted(after) == addresses

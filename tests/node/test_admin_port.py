@@ -116,6 +116,15 @@ async def test_it_answers_while_the_data_directory_is_opened(
         await until(config.admin_listen, "/readyz", 200)
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+async def test_all_addresses_are_those_of_both_families(tmp_path: Path) -> None:
+    """As pods have them, or as gRPC understands `[::]`."""
+    [port] = free_ports(1)
+    async with serving(config_at(tmp_path / "n1", free_ports(1)[0], admin_listen=f"[::]:{port}")):
+        assert (await ask(f"127.0.0.1:{port}", "/livez")).status == 200
+        assert (await ask(f"[::1]:{port}", "/livez")).status == 200
+
+
 async def test_sigterm_while_the_data_directory_is_opened_ends_the_process_at_once(
     tmp_path: Path, held: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ from typing import Final
 
 from kvorum.cli import processes
 from tests.support import manifests
-from tests.support.manifests import KUBERNETES, find
+from tests.support.manifests import KUBERNETES, find, render_here
 from tests.support.pods import Started, started
 
 NAMESPACE: Final = "default"
@@ -151,10 +151,9 @@ class LocalPods:
         """Do what a script asks for; returns status, stdout and stderr."""
         self.calls.append([*arguments])
         match arguments:
-            case ["get", "statefulset", "kvorum", "--output", "jsonpath={.spec.replicas}"]:
-                return 0, str(self.replicas), ""
-            case ["get", "statefulset", "kvorum", "--output", "jsonpath={.metadata.namespace}"]:
-                return 0, NAMESPACE, ""
+            case ["get", "statefulset", "kvorum", "--output", what]:
+                known = {".spec.replicas": str(self.replicas), ".metadata.namespace": NAMESPACE}
+                return 0, known[what.removeprefix("jsonpath={").removesuffix("}")], ""
             case ["get", "persistentvolumeclaims", "--output", "name"]:
                 claims = sorted(self.directory.glob("data-kvorum-*"))
                 return 0, "".join(f"persistentvolumeclaim/{one.name}\n" for one in claims), ""
@@ -166,6 +165,11 @@ class LocalPods:
                     return 1, "", f"error: expected replicas to be {self.replicas}\n"
                 self.scale(int(replicas.removeprefix("--replicas=")))
                 return 0, "statefulset.apps/kvorum scaled\n", ""
+            case ["apply", "--kustomize", overlay, *how]:
+                spec = find(render_here(Path(overlay)), "StatefulSet", "kvorum")["spec"]
+                return 0, str(spec["replicas"]) if "--dry-run=server" in how else "", ""
+            case ["rollout", "status", "statefulset", "kvorum", _]:
+                return 0, "", ""
             case ["wait", "--for=delete", pod, _] if pod.startswith("pod/kvorum-"):
                 gone = int(pod.rpartition("-")[2]) not in self._running
                 return (0, "", "") if gone else (1, "", "timed out\n")

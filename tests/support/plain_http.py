@@ -24,7 +24,7 @@ class Answer:
 def ask_now(address: str, path: str, method: str = "GET", seconds: float = SECONDS) -> Answer:
     """Ask in this thread."""
     host, _, port = address.rpartition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=seconds)
+    connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=seconds)
     try:
         connection.request(method, path)
         answer = connection.getresponse()
