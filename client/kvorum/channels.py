@@ -10,7 +10,6 @@ threads, which a fork waits for, and a fork is safe. Therefore nothing that is c
 error, may keep one of them.
 """
 
-import asyncio
 import os
 import threading
 import time
@@ -133,12 +132,14 @@ class Channels:
 
     Where a name is not known, as that of a pod that is not there, gRPC asks for it again after a
     time that grows to two minutes, and no option changes that. A new channel asks at once.
+
+    What was replaced has no connection: gRPC ends it when the last call on it has let it go. Its
+    `close` would look at every task of the process instead.
     """
 
     def __init__(self) -> None:
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._failing_since: dict[str, float] = {}
-        self._closing: set[asyncio.Task[None]] = set()
 
     def to(self, address: str) -> grpc.aio.Channel:
         """Return the channel to host:port for a call that begins now; do not keep it.
@@ -147,20 +148,14 @@ class Channels:
         """
         channel = self._channels.get(address)
         if channel is None or self._fails_for_long(address, channel):
-            self._channels[address] = connect(address)
+            channel = self._channels[address] = connect(address)
             self._failing_since.pop(address, None)
-            if channel is not None:
-                closing = asyncio.create_task(channel.close(FAILING_SECONDS))
-                self._closing.add(closing)
-                closing.add_done_callback(self._closing.discard)
-        return self._channels[address]
+        return channel
 
     async def close(self) -> None:
         """Close all. Calls that are under way are cancelled."""
         while self._channels:
             await self._channels.popitem()[1].close()
-        if self._closing:
-            await asyncio.wait(self._closing)
 
     def _fails_for_long(self, address: str, channel: grpc.aio.Channel) -> bool:
         if channel.get_state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:

@@ -40,6 +40,8 @@ SNAPSHOT_METHOD = "/kvorumpb.v1.Raft/InstallSnapshot"
 _MAX_LANE_MESSAGES = 1024
 _RECONNECT_SECONDS = 0.1
 _REFUSED_SECONDS = 5.0
+_MOST_PATIENCE_SECONDS = 4 * FAILING_SECONDS
+"""With a peer that is away. To close a channel is to look at every task: not often."""
 _FAREWELL_SECONDS = 1.0
 """How long a stop waits until what is queued has left: a leader may have asked for its successor's
 election."""
@@ -273,24 +275,28 @@ class _Lane:
 
     async def _run(self) -> None:
         """Keep a stream open until the lane is stopped."""
+        patience = FAILING_SECONDS
         while not self._ending:
             refused = False
             async with connect(self.address) as channel:
                 try:
-                    await self._pump(channel)
+                    await self._pump(channel, patience)
                 except TimeoutError:
                     pass  # a new channel asks for the name anew (channels.py)
                 except grpc.aio.AioRpcError as error:
                     refused = error.code() is grpc.StatusCode.FAILED_PRECONDITION
                     if refused:
                         self._refused(self._peer, self.address, error)
+            patience = (
+                FAILING_SECONDS if self._connected else min(2 * patience, _MOST_PATIENCE_SECONDS)
+            )
             self._connected = False
             self._queue.clear()
             if not self._ending:
                 self._unreachable(self._peer)
                 await asyncio.sleep(_REFUSED_SECONDS if refused else _RECONNECT_SECONDS)
 
-    async def _pump(self, channel: grpc.aio.Channel) -> None:
+    async def _pump(self, channel: grpc.aio.Channel, patience: float) -> None:
         """Send until the stream breaks, or the lane ends.
 
         Returns, or raises AioRpcError; TimeoutError if nobody takes the stream.
@@ -304,7 +310,7 @@ class _Lane:
         # message to a peer that came back, a request for its vote perhaps, would be lost.
         call.add_done_callback(lambda _: self._filled.set())
         try:
-            async with asyncio.timeout(FAILING_SECONDS):
+            async with asyncio.timeout(patience):
                 await call.write(raft_pb2.PeerMessage(hello=self._hello(self._peer)))
             self._connected = True
             while self._queue or not self._ending:
