@@ -39,6 +39,15 @@ def entries_written(disk: ScriptedDisk) -> int:
     return sum(any(key[4:5] == b"e" for _, key, _ in batch.puts) for batch in disk.batches)
 
 
+async def lead_into_a_sync(n1: DrivenNode, disk: ScriptedDisk) -> None:
+    """Have it lead, and begin a sync that goes on until `release`."""
+    await n1.lead()
+    disk.hold()
+    n1.submit(put(b"k"))
+    begun = disk.syncs_begun
+    await eventually(lambda: disk.syncs_begun > begun)
+
+
 # The law.
 
 
@@ -72,11 +81,7 @@ async def test_followers_hear_of_the_leader_while_its_disk_is_at_work_but_not_fo
     disk = ScriptedDisk()
     settings = Settings(election_ticks=20, heartbeat_ticks=2)
     async with DrivenNode(log=disk, tick_seconds=0.01, settings=settings) as n1:
-        await n1.lead()
-        disk.hold()
-        n1.submit(put(b"k"))
-        begun = disk.syncs_begun
-        await eventually(lambda: disk.syncs_begun > begun)
+        await lead_into_a_sync(n1, disk)
         n1.sent.clear()
         ticks, start = n1.ticks, n1.now
         await eventually(lambda: len(n1.sent) >= 6)  # to two followers
@@ -235,11 +240,7 @@ async def test_followers_hear_nothing_more_of_a_leader_whose_disk_has_failed() -
     disk = ScriptedDisk()
     settings = Settings(election_ticks=200, heartbeat_ticks=2)
     async with DrivenNode(log=disk, tick_seconds=0.01, settings=settings) as n1:
-        await n1.lead()
-        disk.hold()
-        n1.submit(put(b"k"))
-        begun = disk.syncs_begun
-        await eventually(lambda: disk.syncs_begun > begun)
+        await lead_into_a_sync(n1, disk)
         await n1.said(Heartbeat)
         disk.fail_syncs = BROKEN
         disk.release()
