@@ -51,39 +51,38 @@ look() {
     current=$(replicas)
 }
 
-# member_at ADDRESS: its name and kind, `n4 learner`; nothing if no member has the address. Fails without a leader.
-member_at() {
-    listing=$(in_cluster kvorum member list --json) || return 1
-    case $listing in
-    *'"leader": null'*) return 1 ;;
-    esac
-    printf '%s\n' "$listing" | awk -F'"' -v wanted="$1" '
-        $2 == "name" { name = $4 }
-        $2 == "address" { address = $4 }
-        $2 == "kind" && address == wanted { print name, $4 }'
-}
-
-# others_answer ADDRESS: of the voters that stay when the one at ADDRESS leaves, a majority answers at this moment. The leader asks
-# itself the same, and goes by whom it has heard lately: a node that has just died it still takes for alive.
-others_answer() {
-    listing=$(in_cluster kvorum member list --json) || return 1
-    printf '%s\n' "$listing" | awk -F'"' -v leaving="$1" '
-        $2 == "address" { address = $4 }
-        $2 == "kind" { kind = $4 }
-        $2 == "role" && kind == "voter" && address != leaving { voters++; answering += ($4 != "") }
-        END { exit !(2 * answering > voters) }'
-}
-
-# The addresses of the voters that do not answer at this moment, one a line. Fails without a leader.
-silent() {
+# ADDRESS KIND NAME ROLE of each member, a line each; who does not answer at this moment has no role. Fails without a leader.
+members() {
     listing=$(in_cluster kvorum member list --json) || return 1
     case $listing in
     *'"leader": null'*) return 1 ;;
     esac
     printf '%s\n' "$listing" | awk -F'"' '
+        $2 == "name" { name = $4 }
         $2 == "address" { address = $4 }
         $2 == "kind" { kind = $4 }
-        $2 == "role" && kind == "voter" && $4 == "" { print address }'
+        $2 == "role" { print address, kind, name, $4 }'
+}
+
+# member_at ADDRESS: its name and kind, `n4 learner`; nothing if no member has the address. Fails without a leader.
+member_at() {
+    found=$(members) || return 1
+    printf '%s\n' "$found" | awk -v wanted="$1" '$1 == wanted { print $3, $2 }'
+}
+
+# others_answer ADDRESS: of the voters that stay when the one at ADDRESS leaves, a majority answers at this moment. The leader asks
+# itself the same, and goes by whom it has heard lately: a node that has just died it still takes for alive.
+others_answer() {
+    found=$(members) || return 1
+    printf '%s\n' "$found" | awk -v leaving="$1" '
+        $2 == "voter" && $1 != leaving { voters++; answering += (NF > 3) }
+        END { exit !(2 * answering > voters) }'
+}
+
+# The addresses of the voters that do not answer at this moment, one a line. Fails without a leader.
+silent() {
+    found=$(members) || return 1
+    printf '%s\n' "$found" | awk '$2 == "voter" && NF == 3 { print $1 }'
 }
 
 # wait_for_voter ORDINAL
